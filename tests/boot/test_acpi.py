@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import struct
 import subprocess
@@ -143,6 +144,15 @@ def test_mcfg_covers_all_buses_of_the_ecam() -> None:
     """One allocation: segment 0, buses 0 to 255."""
     mcfg = split(table_block(machine()))["MCFG"]
     assert struct.unpack_from("<QHBB", mcfg, 44) == (layout.PCI_ECAM, 0, 0, 255)
+
+
+def test_machine_without_pm_timer_says_so() -> None:
+    """Address, length and extended address of an absent PM timer are all zero."""
+    config = dataclasses.replace(machine(), pm_timer=0)
+    fadt = split(table_block(config))["FACP"]
+    assert struct.unpack_from("<I", fadt, 76) == (0,)
+    assert fadt[91] == 0
+    assert fadt[208:220] == bytes(12)
 
 
 def test_same_machine_gives_same_bytes() -> None:

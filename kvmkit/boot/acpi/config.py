@@ -28,7 +28,7 @@ class AcpiConfig:
     # fixed hardware
     pm1a_event: int
     pm1a_control: int
-    pm_timer: int
+    pm_timer: int  # 0: none; Linux then saves 13 ms of checking that it counts
     gpe0: int
     reset_port: int
     reset_value: int

@@ -131,7 +131,7 @@ def _motherboard(config: AcpiConfig) -> bytes:
                 res.memory32_fixed(config.ecam, config.ecam_size),
                 res.io(config.pm1a_event, 4),
                 res.io(config.pm1a_control, 2),
-                res.io(config.pm_timer, 4),
+                *([res.io(config.pm_timer, 4)] if config.pm_timer else []),
                 res.io(config.gpe0, 4),
                 *(res.io(port, count) for port, count in config.reserved_ports),
             ),

@@ -116,8 +116,8 @@ def fadt(config: AcpiConfig, facs_address: int, dsdt_address: int) -> bytes:
     pack_into("<I", whole, 56, config.pm1a_event)
     pack_into("<I", whole, 64, config.pm1a_control)
     pack_into("<II", whole, 76, config.pm_timer, config.gpe0)
-    pack_into("<BBBB", whole, 88, 4, 2, 0, 4)  # PM1_EVT_LEN, PM1_CNT_LEN, PM2, PM_TMR_LEN
-    pack_into("<B", whole, 92, 4)  # GPE0_BLK_LEN
+    pack_into("<BBB", whole, 88, 4, 2, 0)  # PM1_EVT_LEN, PM1_CNT_LEN, PM2_CNT_LEN
+    pack_into("<BB", whole, 91, 4 if config.pm_timer else 0, 4)  # PM_TMR_LEN, GPE0_BLK_LEN
     pack_into("<HH", whole, 96, _P_LVL2_UNSUPPORTED, _P_LVL3_UNSUPPORTED)
     pack_into("<B", whole, 108, config.rtc_century)
     pack_into("<H", whole, 109, _BOOT_LEGACY_DEVICES | _BOOT_VGA_NOT_PRESENT | _BOOT_NO_ASPM)
@@ -128,7 +128,8 @@ def fadt(config: AcpiConfig, facs_address: int, dsdt_address: int) -> bytes:
     pack_into("<Q", whole, 140, dsdt_address)
     pack_into("<12s", whole, 148, _port(config.pm1a_event, 4, _ACCESS_WORD))
     pack_into("<12s", whole, 172, _port(config.pm1a_control, 2, _ACCESS_WORD))
-    pack_into("<12s", whole, 208, _port(config.pm_timer, 4, _ACCESS_DWORD))
+    if config.pm_timer:
+        pack_into("<12s", whole, 208, _port(config.pm_timer, 4, _ACCESS_DWORD))
     pack_into("<12s", whole, 220, _port(config.gpe0, 4, _ACCESS_BYTE))
     pack_into("<8s", whole, 268, b"kvmkit")  # hypervisor vendor identity
     return table(b"FACP", 6, bytes(whole[_HEADER_SIZE:]))
