@@ -1,0 +1,162 @@
+"""Unpacked kernels, kept on disk.
+
+An entry is the unpacked ELF file as it is (``readelf`` and ``gdb`` read it),
+with its empty parts as holes, and a trailer that says which parts are not
+empty. Its name is the SHA-256 of the compressed payload.
+
+To hash 14 MB takes longer than everything else a warm start does, so a hit is
+also reachable by the *file's* identity: a symbolic link whose name is the
+file's device, inode, size, modification and change time, and the payload's
+CRC-32. A link is made only if the file last changed well before it was read
+(no change can hide in the clock's granularity), and the CRC, taken each time,
+covers what is written through a mapping without a new change time.
+
+Entries are written aside and renamed; a damaged one is noticed by its length,
+magic numbers and the trailer's checksum, and made again. The newest 8 stay.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvmkit.boot.decompress import unpack, unpacked_size
+from kvmkit.boot.extents import Extent, nonzero_extents
+from kvmkit.boot.files import map_file
+from kvmkit.errors import FileTrouble
+
+__all__ = ["Unpacked", "fetch"]
+
+KEEP = 8
+SETTLED_NS = 3_000_000_000
+"""Older changes than this are seen in the change time (FAT's is the coarsest: 2 s)."""
+
+MAGIC = b"kvmkit-1"
+EXTENT = struct.Struct("<QQ")
+FOOTER = struct.Struct("<QIIQ8s")  # ELF's bytes, extents, CRC-32, payload's bytes, magic
+HEAD = 4096
+
+Unpacked = tuple[memoryview, Sequence[Extent]]
+"""An unpacked kernel and its parts that are not zero."""
+
+
+def fetch(payload: memoryview, status: os.stat_result, directory: Path | None) -> Unpacked:
+    """The unpacked ``payload`` of a file with ``status``, from the cache where it can be.
+
+    A cache that cannot be written is no error: it just does not help. Raises BadKernel for a
+    payload that cannot be unpacked.
+    """
+    if directory is None:
+        return _unpack(payload)
+    size = unpacked_size(payload)
+    link = directory / _identity(payload, status)
+    found = _load(link, payload, size)
+    if found is not None:
+        return found
+    from hashlib import sha256
+
+    entry = directory / f"{sha256(payload).hexdigest()}.elf"
+    found = _load(entry, payload, size)
+    if found is None:
+        fresh = _unpack(payload)
+        if not _store(entry, payload, *fresh):
+            return fresh
+        # read back, so that the pages are the file's and not this process's own
+        found = _load(entry, payload, size) or fresh
+    if time.time_ns() - max(status.st_ctime_ns, status.st_mtime_ns) > SETTLED_NS:
+        _link(link, entry.name)
+    return found
+
+
+def _unpack(payload: memoryview) -> Unpacked:
+    data = memoryview(unpack(payload))
+    return data, nonzero_extents(data)
+
+
+def _identity(payload: memoryview, status: os.stat_result) -> str:
+    fields = (
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+        zlib.crc32(payload),
+    )  # fmt: skip
+    return "-".join(f"{field:x}" for field in fields) + ".of"
+
+
+def _load(path: Path, payload: memoryview, size: int) -> Unpacked | None:
+    try:
+        data, _ = map_file(path, FileTrouble, "the cached kernel")
+    except FileTrouble:
+        return None
+    if len(data) < size + FOOTER.size:
+        return None
+    stored, count, crc, packed, magic = FOOTER.unpack_from(data, len(data) - FOOTER.size)
+    if (stored, packed, magic) != (size, len(payload), MAGIC):
+        return None
+    if len(data) != size + count * EXTENT.size + FOOTER.size or bytes(data[:4]) != b"\x7fELF":
+        return None
+    table = data[size : len(data) - FOOTER.size]
+    if crc != zlib.crc32(data[:HEAD], zlib.crc32(table)):
+        return None
+    return data[:size], list(EXTENT.iter_unpack(table))
+
+
+def _store(path: Path, payload: memoryview, data: memoryview, extents: Sequence[Extent]) -> bool:
+    table = b"".join(EXTENT.pack(*extent) for extent in extents)
+    crc = zlib.crc32(data[:HEAD], zlib.crc32(table))
+    footer = FOOTER.pack(len(data), len(extents), crc, len(payload), MAGIC)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns():x}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(aside, "xb", buffering=0) as file:
+            for start, length in extents:
+                _write(file.fileno(), data[start : start + length], start)
+            _write(file.fileno(), memoryview(table + footer), len(data))
+        os.rename(aside, path)
+    except OSError:
+        _remove(aside)
+        return False
+    _prune(path.parent)
+    return True
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    # a write can be short (2 GiB limit, signals, a disk that fills up)
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data = data[written:]
+        offset += written
+
+
+def _link(link: Path, target: str) -> None:
+    aside = link.with_name(f".{link.name}.{os.getpid()}")
+    try:
+        os.symlink(target, aside)
+        os.rename(aside, link)
+    except OSError:
+        _remove(aside)
+
+
+def _prune(directory: Path) -> None:
+    entries = sorted(directory.glob("*.elf"), key=_changed, reverse=True)
+    for path in entries[KEEP:]:
+        _remove(path)
+    for link in directory.glob("*.of"):
+        if not link.exists():
+            _remove(link)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError:
+        pass
