@@ -68,6 +68,13 @@ class Terminal:
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
+    def woken(self) -> None:
+        """Make :attr:`wake_descriptor` wait for the next :meth:`wake`."""
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
     def give_up(self) -> None:
         """Drop what the reader of the output has not taken, now and from now on. Any thread."""
         self._giving_up = True
