@@ -178,7 +178,7 @@ class Command:
 
     def _unknown(self, word: str, name: str, known: dict[str, Option]) -> Option:
         raise UsageError(
-            f"unknown option {name if word.startswith('--') else word!r}",
+            f"unknown option {(name if word.startswith('--') else word)!r}",
             closest(name, (known_name for known_name in known), "did you mean {}?") or self._see(),
         )
 
