@@ -22,18 +22,24 @@ import struct
 import time
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmkit.boot.decompress import unpack, unpacked_size
 from kvmkit.boot.extents import Extent, nonzero_extents
 from kvmkit.boot.files import map_file
 from kvmkit.errors import FileTrouble
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = ["Unpacked", "fetch"]
 
 KEEP = 8
 SETTLED_NS = 3_000_000_000
 """Older changes than this are seen in the change time (FAT's is the coarsest: 2 s)."""
+
+ABANDONED_NS = 3600_000_000_000
+"""A file aside that is older was left behind by a process that died."""
 
 MAGIC = b"kvmkit-1"
 EXTENT = struct.Struct("<QQ")
@@ -53,13 +59,14 @@ def fetch(payload: memoryview, status: os.stat_result, directory: Path | None) -
     if directory is None:
         return _unpack(payload)
     size = unpacked_size(payload)
-    link = directory / _identity(payload, status)
+    link = os.path.join(directory, _identity(payload, status))
     found = _load(link, payload, size)
     if found is not None:
         return found
     from hashlib import sha256
 
-    entry = directory / f"{sha256(payload).hexdigest()}.elf"
+    name = f"{sha256(payload).hexdigest()}.elf"
+    entry = os.path.join(directory, name)
     found = _load(entry, payload, size)
     if found is None:
         fresh = _unpack(payload)
@@ -68,7 +75,7 @@ def fetch(payload: memoryview, status: os.stat_result, directory: Path | None) -
         # read back, so that the pages are the file's and not this process's own
         found = _load(entry, payload, size) or fresh
     if time.time_ns() - max(status.st_ctime_ns, status.st_mtime_ns) > SETTLED_NS:
-        _link(link, entry.name)
+        _link(link, name)
     return found
 
 
@@ -85,7 +92,7 @@ def _identity(payload: memoryview, status: os.stat_result) -> str:
     return "-".join(f"{field:x}" for field in fields) + ".of"
 
 
-def _load(path: Path, payload: memoryview, size: int) -> Unpacked | None:
+def _load(path: str, payload: memoryview, size: int) -> Unpacked | None:
     try:
         data, _ = map_file(path, FileTrouble, "the cached kernel")
     except FileTrouble:
@@ -103,14 +110,15 @@ def _load(path: Path, payload: memoryview, size: int) -> Unpacked | None:
     return data[:size], list(EXTENT.iter_unpack(table))
 
 
-def _store(path: Path, payload: memoryview, data: memoryview, extents: Sequence[Extent]) -> bool:
+def _store(path: str, payload: memoryview, data: memoryview, extents: Sequence[Extent]) -> bool:
     table = b"".join(EXTENT.pack(*extent) for extent in extents)
     crc = zlib.crc32(data[:HEAD], zlib.crc32(table))
     footer = FOOTER.pack(len(data), len(extents), crc, len(payload), MAGIC)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns():x}")
+    directory = os.path.dirname(path)
+    aside = f"{path}.{os.getpid()}.new"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(aside, "xb", buffering=0) as file:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with open(aside, "wb", buffering=0) as file:
             for start, length in extents:
                 _write(file.fileno(), data[start : start + length], start)
             _write(file.fileno(), memoryview(table + footer), len(data))
@@ -118,7 +126,7 @@ def _store(path: Path, payload: memoryview, data: memoryview, extents: Sequence[
     except OSError:
         _remove(aside)
         return False
-    _prune(path.parent)
+    _prune(directory)
     return True
 
 
@@ -130,8 +138,8 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-def _link(link: Path, target: str) -> None:
-    aside = link.with_name(f".{link.name}.{os.getpid()}")
+def _link(link: str, target: str) -> None:
+    aside = f"{link}.{os.getpid()}.new"
     try:
         os.symlink(target, aside)
         os.rename(aside, link)
@@ -139,24 +147,33 @@ def _link(link: Path, target: str) -> None:
         _remove(aside)
 
 
-def _prune(directory: Path) -> None:
-    entries = sorted(directory.glob("*.elf"), key=_changed, reverse=True)
-    for path in entries[KEEP:]:
-        _remove(path)
-    for link in directory.glob("*.of"):
-        if not link.exists():
-            _remove(link)
-
-
-def _changed(path: Path) -> float:
+def _prune(directory: str) -> None:
+    """Leave the newest entries, the links that lead to them, and files being written."""
+    entries: list[tuple[int, str]] = []
+    links: list[str] = []
     try:
-        return path.stat().st_mtime
+        for item in os.scandir(directory):
+            if item.name.endswith(".elf"):
+                entries.append((item.stat().st_mtime_ns, item.path))
+            elif item.name.endswith(".of"):
+                links.append(item.path)
+            elif item.name.endswith(".new") and _age_ns(item) > ABANDONED_NS:
+                _remove(item.path)
     except OSError:
-        return 0
+        return
+    for _, path in sorted(entries, reverse=True)[KEEP:]:
+        _remove(path)
+    for path in links:
+        if not os.path.exists(path):
+            _remove(path)
 
 
-def _remove(path: Path) -> None:
+def _age_ns(item: os.DirEntry[str]) -> int:
+    return time.time_ns() - item.stat(follow_symlinks=False).st_mtime_ns
+
+
+def _remove(path: str) -> None:
     try:
-        path.unlink()
+        os.unlink(path)
     except OSError:
         pass

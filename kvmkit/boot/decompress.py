@@ -30,7 +30,7 @@ Unpacker = Callable[[memoryview], Iterator[bytes]]
 
 def compression(payload: memoryview) -> str:
     """The name of the compression by the payload's first bytes; empty if unknown."""
-    start = bytes(payload[:6])
+    start = bytes(payload[:9])
     for magic, name in MAGICS:
         if start.startswith(magic):
             return name
@@ -195,6 +195,15 @@ LZMA_MEMORY = 256 << 20
 """More than ``xz -9e`` needs with the kernel's 32 MiB dictionary, less than an attack wants."""
 
 
+def _lzo(payload: memoryview) -> Iterator[bytes]:
+    from kvmkit.boot.lzo import LzoError, decompress_lzop
+
+    try:
+        yield from decompress_lzop(payload)
+    except LzoError as error:
+        raise _Damaged(f"nonsense ({error})") from None
+
+
 def _missing(package: str) -> BadKernel:
     return BadKernel(
         f"the kernel is compressed in a way that needs the Python package {package}",
@@ -208,9 +217,11 @@ MAGICS = (
     (b"\xfd7zXZ\0", "xz"),
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
+    (b"\x89LZO\0\r\n\x1a\n", "lzo"),
     (b"\x5d\0\0", "lzma"),
 )
 
 UNPACKERS: dict[str, Unpacker] = {
-    "bzip2": _bzip2, "gzip": _gzip, "lz4": _lz4, "lzma": _lzma, "xz": _xz, "zstd": _zstd,
+    "bzip2": _bzip2, "gzip": _gzip, "lz4": _lz4, "lzma": _lzma, "lzo": _lzo, "xz": _xz,
+    "zstd": _zstd,
 }  # fmt: skip

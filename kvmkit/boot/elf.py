@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from kvmkit.errors import BadKernel
 
@@ -34,8 +34,7 @@ MACHINES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A PT_LOAD program header: ``offset`` and ``file_size`` in the file, the rest in memory."""
 
     offset: int
@@ -49,8 +48,7 @@ class Segment:
         return self.address <= address < self.address + self.file_size
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """A kernel in an ELF file. ``pvh_entry`` is the 32-bit entry of the PVH note, if there."""
 
     bits: int

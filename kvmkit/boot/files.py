@@ -5,14 +5,19 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmkit.errors import KvmkitError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["map_file", "map_open_file"]
 
 
-def map_file(path: Path, error: type[KvmkitError], what: str) -> tuple[memoryview, os.stat_result]:
+def map_file(
+    path: Path | str, error: type[KvmkitError], what: str
+) -> tuple[memoryview, os.stat_result]:
     """A file's content and status. A pipe is read to its end.
 
     Raises ``error``, naming the file as ``what``, if it is missing, unreadable,
@@ -35,7 +40,7 @@ def map_file(path: Path, error: type[KvmkitError], what: str) -> tuple[memoryvie
 
 
 def map_open_file(
-    descriptor: int, path: Path, error: type[KvmkitError], what: str
+    descriptor: int, path: Path | str, error: type[KvmkitError], what: str
 ) -> tuple[memoryview, os.stat_result]:
     """As :func:`map_file`, for a descriptor, which stays open."""
     try:

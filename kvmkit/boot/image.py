@@ -8,21 +8,22 @@ Kinds: a ``bzImage`` (Linux ``Documentation/arch/x86/boot.rst``), an ELF
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.boot.elf import Elf, parse_elf
 from kvmkit.boot.files import map_file
 from kvmkit.boot.setup_header import SetupHeader, is_bzimage, parse_setup_header
 from kvmkit.errors import BadKernel, KvmkitError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = ["KernelImage", "open_kernel"]
 
 LINUX_BANNER = b"Linux version "
 
 
-@dataclass(frozen=True, slots=True)
-class KernelImage:
+class KernelImage(NamedTuple):
     """An opened kernel file. ``data`` is the whole file, mapped read-only.
 
     A bzImage has a ``header``, the other kinds have an ``elf``. ``status`` is

@@ -8,13 +8,15 @@ of 4 bytes, with zeros between.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.boot.files import map_file
 from kvmkit.boot.memory_map import Range, total
 from kvmkit.boot.plan import Load
 from kvmkit.errors import BadInitrd, NotEnoughMemory
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Initrd", "open_initrds", "place_initrd"]
 
@@ -23,8 +25,7 @@ PAGE = 4096
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Initrd:
+class Initrd(NamedTuple):
     """Archives (offset from the start, content); ``size`` is that of all, in bytes."""
 
     parts: tuple[tuple[int, memoryview], ...]

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.boot import entry, pvh, zero_page
 from kvmkit.boot.cache import fetch
@@ -28,6 +27,9 @@ from kvmkit.boot.setup_header import SetupHeader
 from kvmkit.engine.cpu import flat_long_mode, flat_protected_mode
 from kvmkit.errors import BadKernel, KvmkitError, UsageError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = ["plan_linux"]
 
 HIGH_MEMORY = 1 << 20
@@ -38,8 +40,7 @@ PVH_INITRD_MAX = 0xFFFF_FFFF
 SEED_MAX = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Machine:
+class _Machine(NamedTuple):
     """What a plan is made for."""
 
     memory: list[tuple[int, int, int]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmkit.boot.elf import Elf
 from kvmkit.boot.extents import Extent, clip, gaps
@@ -20,8 +20,7 @@ ENTRY_64 = 0x200
 """The 64-bit entry of a bzImage, counted from where its code is loaded (``boot.rst``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedKernel:
+class PlacedKernel(NamedTuple):
     """What to write, what must be zero, what it occupies until it runs, and its entry."""
 
     loads: tuple[Load, ...]

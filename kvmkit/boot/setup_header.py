@@ -8,7 +8,7 @@ and ends where the jump at 0x200 leads.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmkit.errors import BadKernel
 
@@ -36,8 +36,7 @@ OLD_CMDLINE_SIZE = 255
 OLD_INITRD_ADDR_MAX = 0x37FF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class SetupHeader:
+class SetupHeader(NamedTuple):
     """The fields a boot loader reads; those a kernel's protocol lacks hold their defaults.
 
     Offsets are in bytes from the start of the file, addresses guest-physical.
