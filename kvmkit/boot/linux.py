@@ -35,6 +35,9 @@ __all__ = ["plan_linux"]
 HIGH_MEMORY = 1 << 20
 """Initrds go above the first MiB, which holds the loader's own structures."""
 
+KERNEL_ALIGNMENT = 2 << 20
+"""x86-64 Linux maps itself by 2 MiB pages; CONFIG_PHYSICAL_ALIGN is a multiple of that."""
+
 PVH_CMDLINE_SIZE = 2047
 PVH_INITRD_MAX = 0xFFFF_FFFF
 SEED_MAX = 1024
@@ -82,7 +85,8 @@ def plan_linux(
                 raise BadKernel(*_no_entry(image, elf))
             kernel = place_elf(elf, data, extents, machine.free, elf.pvh_entry)
             return _plan_pvh(kernel, machine, initrd, command_line, image.version)
-        kernel = place_elf(elf, data, extents, machine.free, elf.entry)
+        step = _alignment(header) if elf.is_linux_64 else 0
+        kernel = place_elf(elf, data, extents, machine.free, elf.entry, step=step)
         header = header or zero_page.synthetic_header(kernel.start, kernel.end)
         return _plan_64(kernel, header, machine, initrd, command_line, seed, image.version)
     except BadKernel as error:
@@ -114,6 +118,14 @@ def _no_entry(image: KernelImage, elf: Elf) -> tuple[str, str]:
             "A 64-bit kernel is needed (CONFIG_64BIT).",
         )
     return "the kernel has no entry point in its code", "Copy or build it again."
+
+
+def _alignment(header: SetupHeader | None) -> int:
+    """Which physical addresses the kernel runs at: multiples of this; 0 if only its own."""
+    if header is None:
+        return KERNEL_ALIGNMENT
+    usable_alignment = header.alignment % KERNEL_ALIGNMENT == 0
+    return header.alignment if header.relocatable and usable_alignment else 0
 
 
 def _plan_64(

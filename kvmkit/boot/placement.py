@@ -16,6 +16,9 @@ from kvmkit.errors import BadKernel, NotEnoughMemory
 __all__ = ["PlacedKernel", "place_bzimage", "place_elf"]
 
 MIB = 1 << 20
+LOWEST = 1 << 20
+"""No kernel is put lower than this on our own account: below are loader and firmware."""
+
 ENTRY_64 = 0x200
 """The 64-bit entry of a bzImage, counted from where its code is loaded (``boot.rst``)."""
 
@@ -31,23 +34,48 @@ class PlacedKernel(NamedTuple):
 
 
 def place_elf(
-    elf: Elf, data: memoryview, extents: Sequence[Extent] | None, free: Sequence[Range], entry: int
+    elf: Elf,
+    data: memoryview,
+    extents: Sequence[Extent] | None,
+    free: Sequence[Range],
+    entry: int,
+    *,
+    step: int = 0,
 ) -> PlacedKernel:
     """Put an ELF kernel at its physical addresses, which must be in ``free``.
 
-    ``extents`` are the parts of ``data`` that are not zero; None takes all of it for content.
+    ``extents`` are the parts of ``data`` that are not zero; None takes all of it for content. A
+    kernel that runs at any multiple of ``step`` bytes is put lower where memory ends too early.
     Raises NotEnoughMemory, or BadKernel where there will never be memory.
     """
+    move = _move_down(elf, free, step)
     loads: list[Load] = []
     zero: list[Range] = []
     for segment in elf.segments:
-        _check_room(free, segment.address, segment.memory_size)
+        _check_room(free, segment.address + move, segment.memory_size)
         start, size = segment.offset, segment.file_size
-        shift = segment.address - start
+        shift = segment.address + move - start
         content = [(start, size)] if extents is None else clip(extents, start, size)
         loads += [Load(at + shift, data[at : at + n]) for at, n in content if n]
         zero += [(at + shift, n) for at, n in gaps(content, start, segment.memory_size)]
-    return PlacedKernel(tuple(loads), tuple(zero), elf.start, elf.end, entry)
+    return PlacedKernel(tuple(loads), tuple(zero), elf.start + move, elf.end + move, entry + move)
+
+
+def _move_down(elf: Elf, free: Sequence[Range], step: int) -> int:
+    """How far to move a kernel so that it fits: 0, or a negative multiple of ``step``.
+
+    Linux finds its physical address by itself (``__startup_64``: phys_base). Its own
+    decompressor does not go below CONFIG_PHYSICAL_START, 16 MiB; with that a stock kernel needs
+    some 80 MiB, and 16 of them stay unused while it starts.
+    """
+    size = elf.end - elf.start
+    if not step or contains(free, elf.start, size):
+        return 0
+    for low, length in free:
+        start = -(-max(low, LOWEST) // step) * step
+        if start < elf.start and (start - elf.start) % step == 0 and start + size <= low + length:
+            return start - elf.start
+    return 0
 
 
 def place_bzimage(image: KernelImage, header: SetupHeader, free: Sequence[Range]) -> PlacedKernel:
