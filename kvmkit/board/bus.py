@@ -14,6 +14,7 @@ and 0xcf9 (reset control, 8 bit) do.
 from __future__ import annotations
 
 from bisect import bisect_right
+from time import sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = ["BoardBus", "BusOverlap", "TracingBus"]
 
 PORT_COUNT = 0x1_0000
 ADDRESS_LIMIT = 1 << 52  # physical addresses an x86-64 CPU can have
+
+_SLOW = 0.01  # seconds that a write takes while the bus is slow
 
 _ALL_ONES = (0, 0xFF, 0xFFFF, 0xFF_FFFF, 0xFFFF_FFFF, 0, 0, 0, (1 << 64) - 1)
 
@@ -73,6 +76,11 @@ class BoardBus:
         self._starts: list[int] = []
         self._ranges: list[_Range] = []
         self._frozen = False
+        self.slow = False
+        """Somebody who reads the guest's output is behind: port writes take 10 ms.
+
+        The wait is without the lock, and short, so that the vCPU can be stopped.
+        """
 
     # What is where
 
@@ -165,6 +173,8 @@ class BoardBus:
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """The guest's OUT."""
+        if self.slow:
+            sleep(_SLOW)
         with self._lock:
             entry = self._port_writes.get(port << 3 | size)
             if entry is None or self._frozen:

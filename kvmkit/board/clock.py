@@ -50,7 +50,8 @@ class BoardClock:
 
     ``lock`` is the board's: held around every timer's callback, and while the
     heap changes. ``monotonic`` and ``wall`` are the host's clocks, in
-    nanoseconds; a replayed run hands in its own. ``changed`` is called, under
+    nanoseconds; a replayed run hands in its own. Unless ``running``, time stands
+    at 0 until :meth:`resume`. ``changed`` is called, under
     the lock, when a deadline earlier than all others was armed, or time starts
     to run again: whoever sleeps until :meth:`next_deadline` must look again.
     """
@@ -61,12 +62,13 @@ class BoardClock:
         *,
         monotonic: Callable[[], int] = time.monotonic_ns,
         wall: Callable[[], int] = time.time_ns,
+        running: bool = True,
     ) -> None:
         self._lock = lock
         self._monotonic = monotonic
         self._wall = wall
         self._zero = monotonic()  # host time of guest time 0
-        self._stopped: int | None = None  # guest time while paused
+        self._stopped = None if running else 0  # guest time while paused
         self._heap: list[Entry] = []
         self._tickets = 0
         self._armed = 0

@@ -16,7 +16,7 @@ import os
 from kvmkit.board import layout
 from kvmkit.errors import GuestAddressError, NotEnoughMemory, UsageError
 
-__all__ = ["PAGE_SIZE", "GuestMemory", "RamSlot"]
+__all__ = ["PAGE_SIZE", "GuestMemory", "RamSlot", "check_size"]
 
 PAGE_SIZE = 4096
 HUGE_PAGE_SIZE = 2 * layout.MIB
@@ -61,7 +61,7 @@ class GuestMemory:
     """
 
     def __init__(self, size: int, *, huge_pages: str | None = None) -> None:
-        _check_size(size, huge_pages)
+        check_size(size, huge_pages)
         self.size = size
         self.low_size = min(size, layout.RAM_HOLE_START)
         """Bytes from guest address 0 on; the rest starts at 4 GiB."""
@@ -106,13 +106,10 @@ class GuestMemory:
     def fill(self, address: int, size: int, byte: int = 0) -> None:
         """Set ``size`` bytes to ``byte``. Raises GuestAddressError outside RAM."""
         view = self.view(address, size)
-        step = min(size, layout.MIB)
-        block = bytes((byte,)) * step
-        for start in range(0, size - size % step if step else 0, step):
-            view[start : start + step] = block
-        rest = size % step if step else 0
-        if rest:
-            view[size - rest :] = block[:rest]
+        block = bytes((byte,)) * min(size, layout.MIB)
+        for start in range(0, size, layout.MIB):
+            part = min(layout.MIB, size - start)
+            view[start : start + part] = block[:part]
 
     def view(self, address: int, size: int) -> memoryview:
         """The RAM itself, writable. Release it before :meth:`close`.
@@ -192,7 +189,8 @@ class GuestMemory:
             os.close(fd)
 
 
-def _check_size(size: int, huge_pages: str | None) -> None:
+def check_size(size: int, huge_pages: str | None = None) -> None:
+    """Raise UsageError if no guest can have ``size`` bytes of memory."""
     if huge_pages not in (None, "thp", "hugetlb"):
         raise UsageError(f"huge pages must be thp or hugetlb, not {huge_pages!r}")
     if size < MIN_SIZE:

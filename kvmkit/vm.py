@@ -1,0 +1,382 @@
+"""VM: one virtual machine, the object users hold.
+
+    with kvmkit.VM("bzImage", initrd=["root.cpio"], memory="1G") as vm:
+        ending = vm.run()
+
+Everything ``kvmkit run`` does is a method here. A VM is assembled by
+:meth:`VM.start`, belongs to this process, and is gone after :meth:`VM.close`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kvmkit.errors import EngineUnavailable, FileTrouble, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from kvmkit.board.board import Board
+    from kvmkit.board.console import Sink
+    from kvmkit.board.power import Ending
+    from kvmkit.boot.plan import BootPlan
+    from kvmkit.engine.engine import Engine
+
+    PathLike = str | os.PathLike[str]
+
+__all__ = ["VM", "command_line", "memory_size"]
+
+MIB = 1 << 20
+HANG_TIMEOUT = 60.0
+"""Seconds of silence, before any process ran, that count as a boot that hangs."""
+
+ENGINES = ("auto", "kvm", "soft")
+
+DEFAULTS = ("console=ttyS0", "panic=-1")
+"""Kernel parameters every Linux guest gets unless the user gives them himself.
+
+``panic=-1`` resets at once after a panic, which tells us it is over.
+"""
+
+LOG_CONSOLE = "console=ttyS1"
+"""Put before ``console=ttyS0`` when a kernel log is asked for; ``/dev/console`` is the last."""
+
+_UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SEED_SIZE = 32
+_NAME_LENGTH = 64
+
+
+class VM:
+    """A virtual machine around a Linux or PVH kernel.
+
+    ``kernel`` is a bzImage, an ELF vmlinux or a PVH kernel, ``initrd`` archives
+    that are put one after the other. ``memory`` is in bytes, or text as
+    ``"512M"`` (without a unit: MiB). ``engine`` is ``"auto"``, ``"kvm"`` or
+    ``"soft"``. ``console`` is where the guest's first serial port goes: a file
+    descriptor, or a callable that takes bytes and runs on the I/O thread.
+    ``kernel_log`` is a file, descriptor or callable for the kernel's messages.
+    ``timeout`` and ``hang_timeout`` are in seconds, None for no limit. Without
+    ``reboot``, a guest that reboots ends. ``bare_cmdline`` gives the kernel
+    ``cmdline`` and nothing else.
+
+    Raises UsageError for values that cannot be meant; nothing is opened before
+    :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        kernel: PathLike,
+        *,
+        initrd: PathLike | Sequence[PathLike] = (),
+        cmdline: str = "",
+        cpus: int = 1,
+        memory: int | str = 512 * MIB,
+        engine: str = "auto",
+        name: str | None = None,
+        console: Sink | None = None,
+        kernel_log: PathLike | Sink | None = None,
+        timeout: float | None = None,
+        hang_timeout: float | None = HANG_TIMEOUT,
+        reboot: bool = True,
+        huge_pages: str | None = None,
+        bare_cmdline: bool = False,
+    ) -> None:
+        from kvmkit.board.config import BoardConfig
+        from kvmkit.board.memory import check_size
+
+        if engine not in ENGINES:
+            raise UsageError(f"the engine is one of {', '.join(ENGINES)}, not {engine!r}")
+        if name is not None and not _is_name(name):
+            raise UsageError(
+                f"a VM's name has 1 to {_NAME_LENGTH} letters, digits and ._-, not {name!r}"
+            )
+        if "\0" in cmdline or "\n" in cmdline:
+            raise UsageError("a kernel command line is one line without zero bytes")
+        size = memory_size(memory)
+        check_size(size, huge_pages)
+        self.kernel = os.fspath(kernel)
+        paths = [initrd] if isinstance(initrd, str | os.PathLike) else initrd
+        self.initrds = tuple(os.fspath(path) for path in paths)
+        self.cmdline = cmdline
+        if not bare_cmdline:
+            self.cmdline = command_line(cmdline, log=kernel_log is not None)
+        self.engine_wanted = engine
+        self.name = name or f"vm-{os.getpid()}"
+        self.config = BoardConfig(
+            cpus=cpus,
+            memory=size,
+            huge_pages=huge_pages,
+            console=() if console is None else (console,),
+            reboot=reboot,
+            timeout=timeout,
+            hang_timeout=hang_timeout,
+            hold_input=True,
+        )
+        self._kernel_log = kernel_log
+        self._log_fd = -1
+        self._board: Board | None = None
+        self._listeners: list[Callable[[Ending], None]] = []
+        self._closed = False
+        self._last_log = b""
+        self._ending: Ending | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Assemble the machine and let it run. Returns at once.
+
+        Raises BadKernel, BadInitrd, NotEnoughMemory, EngineUnavailable,
+        PermissionTrouble, FileTrouble or UsageError; nothing is left behind then.
+        """
+        if self._board is not None or self._closed:
+            raise UsageError("a VM starts once; make a new one")
+        from kvmkit.board.board import Board
+        from kvmkit.boot.image import open_kernel
+
+        path: Any = self.kernel
+        self._image = open_kernel(path)
+        try:
+            self._open_log()
+            board = Board(self.config, self._make_engine(), self._plan)
+        except BaseException:
+            self._close_log()
+            raise
+        self._board = board
+        try:
+            for listener in self._listeners:
+                board.power.on_end(listener)
+            board.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def wait(self, timeout: float | None = None) -> Ending | None:
+        """Wait for the end, at most ``timeout`` seconds; None if it did not come."""
+        if self._ending is None and self._board is not None:
+            self._ending = self._board.power.wait(timeout)
+        return self._ending
+
+    def run(self) -> Ending:
+        """Start, wait for the end, close."""
+        try:
+            self.start()
+            ending = self.wait()
+            assert ending is not None
+            return ending
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Switch off and free everything. Callable twice."""
+        board, self._board = self._board, None
+        self._closed = True
+        if board is not None:
+            from kvmkit.board.power import Ending, EndKind
+
+            board.power.end(Ending(EndKind.KILLED))
+            self._ending = board.power.ending
+            board.close()
+            self._last_log = board.serial.console.log
+        self._close_log()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Switches
+
+    @property
+    def board(self) -> Board:
+        """The machine's inside. Raises UsageError before :meth:`start` and after :meth:`close`."""
+        if self._board is None:
+            raise UsageError("this VM does not run")
+        return self._board
+
+    @property
+    def engine(self) -> str:
+        """The CPU engine that runs it, ``"kvm"`` or ``"soft"``; what was asked for before."""
+        return self._board.engine.name if self._board is not None else self.engine_wanted
+
+    @property
+    def ending(self) -> Ending | None:
+        """How it ended; None while it runs."""
+        return self._board.power.ending if self._board is not None else self._ending
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started, has not ended and is not paused."""
+        return self._board is not None and self.ending is None and not self.paused
+
+    @property
+    def paused(self) -> bool:
+        """Whether its CPUs and its time stand still."""
+        return self._board is not None and self._board.paused
+
+    def pause(self) -> None:
+        """Stop the CPUs and the guest's time."""
+        self.board.pause()
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`."""
+        self.board.resume()
+
+    def powerdown(self) -> bool:
+        """Press the power button; False if the guest does not listen to it."""
+        return self.board.power_button()
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        self.board.reset()
+
+    def kill(self) -> None:
+        """End the VM at once. Harmless when it has ended."""
+        from kvmkit.board.power import Ending, EndKind
+
+        if self._board is not None:
+            self._board.power.end(Ending(EndKind.KILLED))
+
+    def on_end(self, listener: Callable[[Ending], None]) -> None:
+        """Call ``listener(ending)`` when it ends, on the thread that finds out; do not block it."""
+        self._listeners.append(listener)
+        if self._board is not None:
+            self._board.power.on_end(listener)
+
+    # Console
+
+    def send(self, data: bytes) -> None:
+        """Type ``data`` at the console; it waits until the guest takes it."""
+        self.board.serial.input.feed(data)
+
+    @property
+    def console_log(self) -> bytes:
+        """The last 256 KiB the guest wrote to its console; also after the end."""
+        return self._board.serial.console.log if self._board is not None else self._last_log
+
+    def describe(self) -> str:
+        """The VM in a few lines."""
+        state = "paused" if self.paused else "running" if self.running else "not running"
+        if self.ending is not None:
+            state = f"ended: {self.ending.reason}"
+        lines = [
+            f"{self.name}: {state}",
+            f"kernel  {self.kernel}",
+            f"engine  {self.engine}, {self.config.cpus} CPUs",
+            f"memory  {self.config.memory // MIB} MiB",
+        ]
+        if self._board is not None:
+            lines[-1] += f", {self._board.ram.resident() // MIB} MiB of the host's in use"
+            lines.append(f"up      {self._board.clock.now() / 1e9:.1f} s")
+        return "\n".join(lines)
+
+    # Making
+
+    def _make_engine(self) -> Engine:
+        return make_engine(self.engine_wanted, self.config.cpus)
+
+    def _plan(self, board: Board) -> BootPlan:
+        from kvmkit.board.firmware import loader_addresses
+        from kvmkit.boot.linux import plan_linux
+
+        initrds: Any = self.initrds
+        cache: Any = cache_directory()
+        return plan_linux(
+            self._image,
+            initrds=initrds,
+            command_line=self.cmdline,
+            ram=board.ram.usable,
+            acpi_rsdp=board.acpi.rsdp,
+            addresses=loader_addresses(),
+            cache=cache,
+            seed=os.urandom(_SEED_SIZE),
+        )
+
+    def _open_log(self) -> None:
+        log = self._kernel_log
+        if log is None:
+            return
+        if isinstance(log, str | os.PathLike):
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                log = self._log_fd = os.open(log, flags, 0o644)
+            except OSError as error:
+                raise FileTrouble(f"{log}: the kernel log: {error.strerror}") from None
+        self.config.kernel_log = (log,)
+
+    def _close_log(self) -> None:
+        fd, self._log_fd = self._log_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def make_engine(wanted: str, cpus: int) -> Engine:
+    """The engine ``wanted``: ``"auto"`` is KVM where it runs kernels natively.
+
+    Raises EngineUnavailable or PermissionTrouble.
+    """
+    if wanted == "auto":
+        from kvmkit.engine.kvm.probe import probe
+
+        wanted = "kvm" if probe().native else "soft"
+    if wanted == "kvm":
+        from kvmkit.engine.kvm.engine import KvmEngine
+
+        return KvmEngine(cpus)
+    try:
+        from kvmkit.engine.soft.engine import SoftEngine
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"the software CPU is not built here: {error}", "kvmkit doctor says what is missing"
+        ) from None
+    return SoftEngine(cpus)
+
+
+def memory_size(memory: int | str) -> int:
+    """Bytes of ``memory``: a number of bytes, or text as ``"512M"``, ``"1.5G"``, ``"512"`` (MiB).
+
+    Raises UsageError for anything else.
+    """
+    if isinstance(memory, int):
+        return memory
+    text = memory.strip().upper().removesuffix("IB")
+    scale = _UNITS.get(text[-1:])
+    number = text if scale is None else text[:-1]
+    whole, _, fraction = number.partition(".")
+    if not (whole + fraction).isdecimal() or not whole or len(number) > 20:
+        raise UsageError(f"memory is a size such as 512M or 4G, not {memory!r}")
+    scale = scale or MIB
+    tens: int = 10 ** len(fraction)
+    return int(whole) * scale + int(fraction or 0) * scale // tens
+
+
+def command_line(given: str, *, log: bool = False) -> str:
+    """The kernel command line: :data:`DEFAULTS` that ``given`` does not override, then ``given``.
+
+    With ``log``, the kernel's messages also go to the second serial port.
+    """
+    before, _, _ = given.partition(" -- ")
+    names = {word.partition("=")[0] for word in before.split()}
+    words = [word for word in DEFAULTS if word.partition("=")[0] not in names]
+    if log and "console" not in names:
+        words.insert(0, LOG_CONSOLE)
+    return " ".join([*words, given] if given else words)
+
+
+def cache_directory() -> str:
+    """Where unpacked kernels are kept: ``$XDG_CACHE_HOME/kvmkit/kernels``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "kvmkit", "kernels")
+
+
+def _is_name(name: str) -> bool:
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    return len(name) <= _NAME_LENGTH and plain.isalnum() and name.isascii() and name[0] not in ".-"
