@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.calls import Memory, call
@@ -37,8 +37,7 @@ DEVICE = "/dev/kvm"
 _CPUID_ENTRY = Struct("<7I12x")
 
 
-@dataclass(frozen=True, slots=True)
-class CpuidEntry:
+class CpuidEntry(NamedTuple):
     """One CPUID answer (``struct kvm_cpuid_entry2``): leaf, subleaf, KVM's flags, registers."""
 
     function: int
@@ -54,10 +53,8 @@ def pack_cpuid(entries: list[CpuidEntry]) -> bytearray:
     """``struct kvm_cpuid2`` holding the entries."""
     buffer = bytearray(8 + 40 * len(entries))
     buffer[0:4] = len(entries).to_bytes(4, "little")
-    for n, e in enumerate(entries):
-        _CPUID_ENTRY.pack_into(
-            buffer, 8 + 40 * n, e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx
-        )
+    for n, entry in enumerate(entries):
+        _CPUID_ENTRY.pack_into(buffer, 8 + 40 * n, *entry)
     return buffer
 
 

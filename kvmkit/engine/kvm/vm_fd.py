@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.calls import call, pointer_array
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["ChipRoute", "MsiRoute", "Vm"]
 
 
-@dataclass(frozen=True, slots=True)
-class ChipRoute:
+class ChipRoute(NamedTuple):
     """A GSI that is wired to a pin of an in-kernel chip (KVM_IRQCHIP_...)."""
 
     gsi: int
@@ -46,8 +45,7 @@ class ChipRoute:
     pin: int
 
 
-@dataclass(frozen=True, slots=True)
-class MsiRoute:
+class MsiRoute(NamedTuple):
     """A GSI that sends a message."""
 
     gsi: int
