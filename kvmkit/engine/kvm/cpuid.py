@@ -41,26 +41,26 @@ def guest_cpuid(
     ``tsc_deadline`` is KVM_CAP_TSC_DEADLINE_TIMER: KVM leaves that bit to us.
     """
     bits = (count - 1).bit_length()
-    highest = max((e.eax for e in supported if e.function == 0), default=0)
-    amd = any(e.function == 0 and e.ecx == 0x444D4163 for e in supported)
+    highest = max((e.eax for e in supported if e.leaf == 0), default=0)
+    amd = any(e.leaf == 0 and e.ecx == 0x444D4163 for e in supported)
     result = []
     for entry in supported:
-        function = entry.function
-        if function in (0xB, 0x1F) or 0x40000001 < function < 0x40010000:
+        leaf = entry.leaf
+        if leaf in (0xB, 0x1F) or 0x40000001 < leaf < 0x40010000:
             continue
-        if function == 1:
+        if leaf == 1:
             entry = _features(entry, index, count, bits, tsc_deadline)
-        elif function in (4, 0x8000001D) and entry.eax & 0x1F:
-            entry = _cache(entry, bits, cores=function == 4)
-        elif function == 0x80000001 and amd and count > 1:
+        elif leaf in (4, 0x8000001D) and entry.eax & 0x1F:
+            entry = _cache(entry, bits, cores=leaf == 4)
+        elif leaf == 0x80000001 and amd and count > 1:
             entry = entry._replace(ecx=entry.ecx | _AMD_CMP_LEGACY)
-        elif function == 0x80000007:
+        elif leaf == 0x80000007:
             entry = entry._replace(edx=entry.edx & ~_INVARIANT_TSC)
-        elif function == 0x80000008:
+        elif leaf == 0x80000008:
             entry = entry._replace(ecx=bits << 12 | count - 1 if amd else 0)
-        elif function == 0x8000001E:
+        elif leaf == 0x8000001E:
             entry = entry._replace(eax=index, ebx=index & 0xFF, ecx=0)
-        elif function == abi.KVM_CPUID_SIGNATURE:
+        elif leaf == abi.KVM_CPUID_SIGNATURE:
             entry = entry._replace(eax=abi.KVM_CPUID_FEATURES)
         if entry.eax or entry.ebx or entry.ecx or entry.edx:  # a leaf that is not there reads as 0
             result.append(entry)

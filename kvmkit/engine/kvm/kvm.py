@@ -40,8 +40,8 @@ _CPUID_ENTRY = Struct("<7I12x")
 class CpuidEntry(NamedTuple):
     """One CPUID answer (``struct kvm_cpuid_entry2``): leaf, subleaf, KVM's flags, registers."""
 
-    function: int
-    index: int
+    leaf: int
+    subleaf: int
     flags: int
     eax: int
     ebx: int
