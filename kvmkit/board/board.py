@@ -274,6 +274,7 @@ class Board:
             reset = getattr(self.engine, "reset_chips", None)
             if reset is not None:
                 reset()
+                self.chips.restate()
         self.serial.exit_line.reset()
         self.panic_watch.reset()
 
