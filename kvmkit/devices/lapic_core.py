@@ -293,10 +293,10 @@ class LapicCore:
             value |= reg.LVT_MASKED
         if value & reg.LVT_LEVEL:
             value |= self._lvt[register] & reg.LVT_REMOTE_IRR
-        self._lvt[register] = value
         if register == reg.LVT_TIMER:
-            self._timer.set_lvt(value)
-        elif register in (reg.LVT_LINT0, reg.LVT_LINT1):
+            self._timer.set_lvt(value)  # may deliver what is due, by the old entry
+        self._lvt[register] = value
+        if register in (reg.LVT_LINT0, reg.LVT_LINT1):
             if value >> reg.LVT_MODE_SHIFT & 7 == FIXED:
                 self._service_lint_level(int(register == reg.LVT_LINT1))
             self._update_extint()

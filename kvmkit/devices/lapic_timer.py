@@ -59,6 +59,7 @@ class LapicTimer:
 
     def set_lvt(self, entry: int) -> None:
         """Take a new value of the LVT timer entry: its mode and mask."""
+        self._catch_up()
         mode = entry & reg.LVT_TIMER_MODE
         if mode != self._mode:
             if reg.TIMER_TSC_DEADLINE in (mode, self._mode):
@@ -68,7 +69,10 @@ class LapicTimer:
             else:
                 self._rebase()
             self._mode = mode
-        self._masked = bool(entry & reg.LVT_MASKED)
+        masked = bool(entry & reg.LVT_MASKED)
+        if self._masked and not masked and not self.current():
+            self._counted_from = 0  # it ran out while masked: that interrupt is lost
+        self._masked = masked
         self._schedule()
 
     @property
@@ -104,6 +108,7 @@ class LapicTimer:
 
     def set_divide(self, configuration: int) -> None:
         """Change the speed; a running count goes on from where it is."""
+        self._catch_up()
         self._rebase()
         self._divide = configuration & reg.DIVIDE_WRITABLE
         self._schedule()
@@ -152,16 +157,19 @@ class LapicTimer:
             return
         now = self._now()
         next_time = self._started + self._period(self._counted_from)
-        if next_time <= now:
-            if self._mode != reg.TIMER_PERIODIC:
-                self._counted_from = 0  # it ran out while masked
-                self._alarm.cancel()
-                return
+        if next_time <= now and self._mode == reg.TIMER_PERIODIC:
             period = self._period(self._initial)
             self._started = now - (now - next_time) % period
             self._counted_from = self._initial
             next_time = self._started + period
         self._alarm.arm(next_time)
+
+    def _catch_up(self) -> None:
+        # An interrupt that is due comes before what a register write changes.
+        due = self._alarm.deadline
+        if due is not None and due <= self._now():
+            self._alarm.cancel()
+            self._fire()
 
     def _fire(self) -> None:
         if self._mode == reg.TIMER_PERIODIC:
