@@ -9,16 +9,20 @@ room only, so it is kept in a cache directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
 
 from kvmkit.errors import FileTrouble
-from kvmkit.guest.cpio import Archive
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    PathLike = str | os.PathLike[str]
 
 __all__ = ["busybox_applets", "busybox_initramfs", "cached_initramfs"]
 
 _ROOM = os.path.dirname(__file__)
 _SOURCES = ("init", "initramfs.py", "cpio.py")  # what the archive depends on besides busybox
+_KEEP = 4  # archives in the cache; the oldest go first
 
 # As fstab(5) has it; init mounts the entries in this order, /dev/pts separately because its
 # directory must be made first.
@@ -64,7 +68,7 @@ def busybox_applets(image: bytes) -> list[str]:
     return []
 
 
-def _check_static(path: Path, image: bytes) -> None:
+def _check_static(path: PathLike, image: bytes) -> None:
     if not image.startswith(_ELF_MAGIC) or int.from_bytes(image[18:20], "little") != _EM_X86_64:
         raise FileTrouble(
             f"{path}: expected a program for x86-64 (an ELF file), found something else",
@@ -80,7 +84,7 @@ def _check_static(path: Path, image: bytes) -> None:
             )
 
 
-def _read(path: Path | str) -> bytes:
+def _read(path: PathLike) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -88,7 +92,9 @@ def _read(path: Path | str) -> bytes:
         raise FileTrouble(f"{path}: {error.strerror}") from error
 
 
-def busybox_initramfs(busybox: Path, files: Mapping[str, tuple[bytes, int]] | None = None) -> bytes:
+def busybox_initramfs(
+    busybox: PathLike, files: Mapping[str, tuple[bytes, int]] | None = None
+) -> bytes:
     """A cpio archive with ``busybox``, its applets and our ``init``.
 
     ``files`` are more files: path to content and mode. Raises FileTrouble when
@@ -97,7 +103,9 @@ def busybox_initramfs(busybox: Path, files: Mapping[str, tuple[bytes, int]] | No
     return _assemble(busybox, _read(busybox), files or {})
 
 
-def _assemble(path: Path, image: bytes, files: Mapping[str, tuple[bytes, int]]) -> bytes:
+def _assemble(path: PathLike, image: bytes, files: Mapping[str, tuple[bytes, int]]) -> bytes:
+    from kvmkit.guest.cpio import Archive
+
     _check_static(path, image)
     applets = busybox_applets(image)
     if not applets:
@@ -131,14 +139,14 @@ def _assemble(path: Path, image: bytes, files: Mapping[str, tuple[bytes, int]]) 
     return archive.finish()
 
 
-def _identity(path: str) -> str:
+def _identity(path: PathLike) -> str:
     # Changes whenever the file's content may have changed.
     status = os.stat(path)
     return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_size:x}.{status.st_ctime_ns:x}"
 
 
-def cached_initramfs(busybox: Path, cache: Path) -> Path:
-    """The file in ``cache`` with :func:`busybox_initramfs` of ``busybox``; made when missing.
+def cached_initramfs(busybox: PathLike, cache: PathLike) -> str:
+    """The file in the directory ``cache`` with :func:`busybox_initramfs`; made when missing.
 
     The archive is named by the digest of its sources; a symbolic link named by
     what ``stat`` says of them saves reading busybox again. Everything is
@@ -147,35 +155,40 @@ def cached_initramfs(busybox: Path, cache: Path) -> Path:
     cannot be written.
     """
     try:
-        identity = "-".join(map(_identity, [str(busybox), *(f"{_ROOM}/{s}" for s in _SOURCES)]))
+        sources = "-".join(_identity(f"{_ROOM}/{source}") for source in _SOURCES)
+        shortcut = f"{os.fspath(cache)}/initramfs-{_identity(busybox)}-{sources}"
     except OSError as error:
         raise FileTrouble(f"{error.filename}: {error.strerror}") from error
-    from hashlib import blake2b
-
-    shortcut = cache / f"initramfs-{blake2b(identity.encode(), digest_size=12).hexdigest()}.link"
     try:
-        return cache / os.readlink(shortcut) if shortcut.exists() else _fill(busybox, shortcut)
+        if os.path.exists(shortcut):
+            return f"{os.fspath(cache)}/{os.readlink(shortcut)}"
+        return _fill(busybox, os.fspath(cache), shortcut)
     except OSError as error:
         where = error.filename or cache
         raise FileTrouble(f"{where}: {error.strerror}", "set XDG_CACHE_HOME elsewhere") from error
 
 
-def _fill(busybox: Path, shortcut: Path) -> Path:
+def _fill(busybox: PathLike, cache: str, shortcut: str) -> str:
     from hashlib import blake2b
 
-    cache = shortcut.parent
     image = _read(busybox)
     digest = blake2b(image, digest_size=12)
     for source in _SOURCES:
         digest.update(_read(f"{_ROOM}/{source}"))
-    target = cache / f"initramfs-{digest.hexdigest()}.cpio"
-    aside = cache / f".initramfs-{os.getpid()}-{os.urandom(4).hex()}"
-    cache.mkdir(parents=True, exist_ok=True)
+    name = f"initramfs-{digest.hexdigest()}.cpio"
+    target = f"{cache}/{name}"
+    aside = f"{cache}/.initramfs-{os.getpid()}-{os.urandom(4).hex()}"
+    os.makedirs(cache, exist_ok=True)
     try:
-        if not target.exists():
-            aside.write_bytes(_assemble(busybox, image, {}))
+        if not os.path.exists(target):
+            with open(aside, "wb") as file:
+                file.write(_assemble(busybox, image, {}))
             os.replace(aside, target)
-        os.symlink(target.name, aside)
+            try:
+                _prune(cache)
+            except OSError:
+                pass  # another process prunes too
+        os.symlink(name, aside)
         os.replace(aside, shortcut)
     finally:
         try:
@@ -183,3 +196,15 @@ def _fill(busybox: Path, shortcut: Path) -> Path:
         except OSError:
             pass
     return target
+
+
+def _prune(cache: str) -> None:
+    # A guest that is just being loaded from a removed file still has it open.
+    entries = [entry for entry in os.scandir(cache) if entry.name.startswith("initramfs-")]
+    archives = [entry for entry in entries if not entry.is_symlink()]
+    archives.sort(key=lambda entry: entry.stat().st_mtime_ns)
+    stale = archives[:-_KEEP]
+    gone = {entry.name for entry in stale}
+    for entry in entries:
+        if entry.name in gone or (entry.is_symlink() and os.readlink(entry.path) in gone):
+            os.unlink(entry.path)

@@ -100,7 +100,7 @@ def test_cache_is_filled_once(
     first = cached_initramfs(busybox, tmp_path / "cache")
     monkeypatch.setattr(initramfs, "_fill", None)
     assert cached_initramfs(busybox, tmp_path / "cache") == first
-    assert first.read_bytes() == busybox_initramfs(busybox)
+    assert Path(first).read_bytes() == busybox_initramfs(busybox)
 
 
 def test_cache_follows_a_changed_busybox(busybox: Path, tmp_path: Path) -> None:
@@ -109,19 +109,19 @@ def test_cache_follows_a_changed_busybox(busybox: Path, tmp_path: Path) -> None:
     busybox.write_bytes(busybox.read_bytes().replace(b"rodata", b"RODATA"))
     second = cached_initramfs(busybox, tmp_path / "cache")
     assert first != second
-    assert b"RODATA" in second.read_bytes()
+    assert b"RODATA" in Path(second).read_bytes()
 
 
 def test_cache_replaces_what_was_removed(busybox: Path, tmp_path: Path) -> None:
     """A link to an archive that is gone does not count."""
     first = cached_initramfs(busybox, tmp_path / "cache")
-    first.unlink()
-    assert cached_initramfs(busybox, tmp_path / "cache").exists()
+    Path(first).unlink()
+    assert Path(cached_initramfs(busybox, tmp_path / "cache")).exists()
 
 
 def test_cache_leaves_nothing_aside(busybox: Path, tmp_path: Path) -> None:
     """One archive and one link, whatever number of processes ask at once."""
-    results: list[Path] = []
+    results: list[str] = []
     threads = [
         threading.Thread(target=lambda: results.append(cached_initramfs(busybox, tmp_path / "c")))
         for _ in range(8)
@@ -133,6 +133,16 @@ def test_cache_leaves_nothing_aside(busybox: Path, tmp_path: Path) -> None:
     assert len(set(results)) == 1
     assert len(results) == 8
     assert len(list((tmp_path / "c").iterdir())) == 2
+
+
+def test_cache_keeps_few_archives(busybox: Path, tmp_path: Path) -> None:
+    """Old archives go, and the links to them."""
+    program = busybox.read_bytes()
+    for number in range(7):
+        busybox.write_bytes(program + bytes([number]) * (number + 1))
+        newest = cached_initramfs(busybox, tmp_path / "cache")
+    assert Path(newest).exists()
+    assert len(list((tmp_path / "cache").iterdir())) == 8
 
 
 def test_cache_that_cannot_be_made_is_a_clear_error(busybox: Path, tmp_path: Path) -> None:
