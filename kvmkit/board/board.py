@@ -16,6 +16,7 @@ from kvmkit.board.clock import BoardClock
 from kvmkit.board.firmware import acpi_tables
 from kvmkit.board.loop import EventLoop
 from kvmkit.board.memory import GuestMemory
+from kvmkit.board.pci_root import PciRoot
 from kvmkit.board.power import Ending, EndKind, Power
 from kvmkit.board.serials import SerialPorts
 from kvmkit.board.watch import HangWatch, PanicWatch
@@ -162,7 +163,9 @@ class Board:
         self.devices["post"] = self.post_code
 
     def _add_pci(self) -> None:
-        """The host bridge, whose bus further devices are added to."""
+        """The host bridge, and the bus that further functions are added to before the start."""
+        self.pci = PciRoot(self.bus, self.chips)
+        self.devices["pci"] = self.pci.bus
 
     def _add_watches(self) -> None:
         serial = self.serial
@@ -180,7 +183,7 @@ class Board:
                 self.host_clock,
                 self.loop.call_soon,
                 self.ram,
-                self.sample,
+                lambda: self.sample(wait=False),
                 timeout=int(self.config.hang_timeout * _SECOND),
                 activity=lambda: serial.activity,
                 alive=lambda: serial.ports[0].listening,
@@ -200,6 +203,7 @@ class Board:
                 self.ram.fill(start, size)
         for load in (*self.acpi.blobs, *plan.loads):
             self.ram.write(load.address, load.data)
+        self.pci.assign()
         vcpus = self.engine.vcpus
         vcpus[0].restore(plan.entry)
         if not first:
@@ -283,9 +287,13 @@ class Board:
         with self.lock:
             return self.pm.press_power_button()
 
-    def sample(self) -> Sequence[CpuState] | None:
-        """The CPUs' states, stopping them for a moment; None while others hold the switches."""
-        if not self.control.acquire(blocking=False):
+    def sample(self, *, wait: bool = True) -> Sequence[CpuState] | None:
+        """The CPUs' states, stopping them for a moment.
+
+        None if the machine does not run, or somebody else holds the switches and
+        we do not ``wait`` for them.
+        """
+        if not self.control.acquire(blocking=wait):
             return None
         try:
             if not self._started or self._closed:

@@ -38,6 +38,7 @@ I/O ports::
     040-043 061  8254, port B      600-60b 620-623  ACPI PM1a, PM timer, GPE0
     060 064      i8042             cf8-cff          PCI configuration, reset (cf9)
     070 071      MC146818 RTC      080 0e9 0f4      POST code, debug console, exit
+    1000-ffff    PCI I/O window
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ GPE0: Final = 0x620
 PCI_CONFIG_ADDRESS: Final = 0xCF8
 RESET: Final = 0xCF9
 PCI_CONFIG_DATA: Final = 0xCFC
+PCI_WINDOW_IO: Final = 0x1000
+PCI_WINDOW_IO_SIZE: Final = 0xF000
 
 RESET_VALUE: Final = 0x06
 S5_SLEEP_TYPE: Final = 5

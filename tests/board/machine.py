@@ -21,11 +21,13 @@ REAL_MODE = CpuState(
 ).with_gprs(rsp=0x8000, rdx=0)
 
 
-def make_board(engine: Any, code: bytes = b"\xf4", **config: Any) -> Board:
-    """A board that starts ``code`` in real mode."""
+def make_board(
+    engine: Any, code: bytes = b"\xf4", *, entry: CpuState = REAL_MODE, **config: Any
+) -> Board:
+    """A board that starts ``code``, in real mode unless ``entry`` says otherwise."""
     config.setdefault("memory", 8 * MIB)
     config.setdefault("cpus", len(engine.vcpus))
-    plan = BootPlan(loads=(Load(CODE, code),), entry=REAL_MODE)
+    plan = BootPlan(loads=(Load(CODE, code),), entry=entry)
     return Board(BoardConfig(**config), engine, lambda board: plan)
 
 
@@ -47,7 +49,4 @@ def say(text: bytes, port: int = 0x3F8) -> bytes:
 POWER_OFF = out16(0x604, 5 << 10 | 1 << 13)
 HALT = b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp back to hlt
 FOREVER = b"\xeb\xfe"
-TRIPLE_FAULT = (
-    b"\x0f\x01\x1e" + (0x1100).to_bytes(2, "little")  # lidt [0x1100]
-    + b"\xcc\xcd\x03"  # int3, int 3
-)  # fmt: skip
+INVALID = b"\x0f\x0b"  # ud2
