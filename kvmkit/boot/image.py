@@ -26,7 +26,7 @@ LINUX_BANNER = b"Linux version "
 class KernelImage(NamedTuple):
     """An opened kernel file. ``data`` is the whole file, mapped read-only.
 
-    A bzImage has a ``header``, the other kinds have an ``elf``. ``status`` is
+    What came as a bzImage has a ``header``, what came as an ELF file an ``elf``. ``status`` is
     the file's, taken before it was read.
     """
 
@@ -48,7 +48,7 @@ class KernelImage(NamedTuple):
 
 
 def open_kernel(path: Path, *, pvh: bool = False) -> KernelImage:
-    """Open a kernel and tell its kind; ``pvh`` asks for the PVH entry of an ELF file.
+    """Open a kernel and tell its kind; ``pvh`` asks for the PVH entry.
 
     Raises BadKernel if it cannot be read or is nothing that can be started here.
     """
@@ -56,7 +56,8 @@ def open_kernel(path: Path, *, pvh: bool = False) -> KernelImage:
     try:
         if is_bzimage(data):
             header = parse_setup_header(data)
-            return KernelImage(path, "bzImage", header.version, data, status, header=header)
+            kind = "pvh" if pvh else "bzImage"
+            return KernelImage(path, kind, header.version, data, status, header=header)
         if bytes(data[:4]) == b"\x7fELF":
             elf = parse_elf(data)
             if elf.is_linux_64 and not pvh:

@@ -41,6 +41,8 @@ KERNEL_ALIGNMENT = 2 << 20
 PVH_CMDLINE_SIZE = 2047
 PVH_INITRD_MAX = 0xFFFF_FFFF
 SEED_MAX = 1024
+GDT_SIZE = 32
+PAGE = 4096
 
 
 class _Machine(NamedTuple):
@@ -71,12 +73,15 @@ def plan_linux(
     BadKernel, BadInitrd, NotEnoughMemory, and UsageError for a command line that does not fit.
     """
     machine = _Machine(
-        memory_map(ram, addresses.reserved), usable(ram, addresses.reserved), acpi_rsdp, addresses
+        memory_map(ram, addresses.reserved),
+        usable(ram, (*addresses.reserved, *_own(addresses))),
+        acpi_rsdp,
+        addresses,
     )
     initrd = open_initrds(initrds)
     try:
         header = image.header
-        if header is not None and (not unpack or not header.payload_length):
+        if header is not None and image.kind == "bzImage" and _unpacks_itself(header, unpack):
             kernel = place_bzimage(image, header, machine.free)
             return _plan_64(kernel, header, machine, initrd, command_line, seed, image.version)
         elf, data, extents = _kernel_elf(image, cache)
@@ -93,11 +98,29 @@ def plan_linux(
         raise BadKernel(f"{image.path}: {error}", error.hint) from None
 
 
+def _own(at: LoaderAddresses) -> tuple[Range, ...]:
+    """What the loader itself writes to, or the kernel's first instructions: no place for it."""
+    return (
+        (at.gdt, GDT_SIZE),
+        (at.boot_params, zero_page.SIZE),
+        (at.start_info, PAGE),
+        (at.page_tables, entry.PAGE_TABLE_PAGES * PAGE),
+        (at.stack - PAGE, PAGE),
+        (at.command_line, at.command_line_max),
+    )
+
+
+def _unpacks_itself(header: SetupHeader, unpack: bool) -> bool:
+    return not unpack or not header.payload_length
+
+
 def _kernel_elf(
     image: KernelImage, cache: Path | None
 ) -> tuple[Elf, memoryview, Sequence[Extent] | None]:
     if image.elf is not None:
         return image.elf, image.data, None
+    if not image.payload:
+        raise BadKernel("the bzImage says nothing about a compressed kernel in it")
     data, extents = fetch(image.payload, image.status, cache)
     if bytes(data[:4]) != b"\x7fELF":
         raise BadKernel("the kernel unpacks to something that is no ELF file")

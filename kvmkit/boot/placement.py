@@ -49,6 +49,7 @@ def place_elf(
     Raises NotEnoughMemory, or BadKernel where there will never be memory.
     """
     move = _move_down(elf, free, step)
+    _check_top(free, elf.end + move)
     loads: list[Load] = []
     zero: list[Range] = []
     for segment in elf.segments:
@@ -85,7 +86,7 @@ def place_bzimage(image: KernelImage, header: SetupHeader, free: Sequence[Range]
     """
     if not header.entry_64:
         raise BadKernel(
-            f"{image.path}: the kernel is 32-bit only (no 64-bit entry)",
+            "the kernel is 32-bit only (no 64-bit entry)",
             "A 64-bit kernel is needed (CONFIG_64BIT).",
         )
     code = image.data[header.code_offset :]
@@ -99,6 +100,14 @@ def _check_room(free: Sequence[Range], start: int, size: int) -> None:
     if contains(free, start, size):
         return
     end = start + size
+    _check_top(free, end)
+    raise BadKernel(
+        f"the kernel wants to be loaded at {start:#x} to {end:#x}, "
+        "which is reserved, or the loader's own, in this machine"
+    )
+
+
+def _check_top(free: Sequence[Range], end: int) -> None:
     top = max((low + length for low, length in free), default=0)
     if end > top:
         raise NotEnoughMemory(
@@ -106,7 +115,3 @@ def _check_room(free: Sequence[Range], start: int, size: int) -> None:
             f"{top // MIB} MiB",
             f"Give it at least {-(-end // MIB) + 16} MiB (-m).",
         )
-    raise BadKernel(
-        f"the kernel wants to be loaded at {start:#x} to {end:#x}, "
-        "where this machine has no free RAM"
-    )
