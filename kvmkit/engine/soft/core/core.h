@@ -1,0 +1,186 @@
+/* The software CPU's core: what must not be Python.
+ *
+ * Unicorn (QEMU's TCG as a library) translates guest code; this core replaces
+ * the parts of it that a whole machine needs otherwise: the MMU's slow path,
+ * interrupts and exceptions, system calls, I/O dispatch, model-specific
+ * registers, time, and the scheduling of several vCPUs on one thread.
+ * Functions named __wrap_X replace Unicorn's X (link.args lists them).
+ *
+ *   machine.c   the Python type       mmu.c      page walks, TLB fills, RAM and MMIO
+ *   run.c       vCPUs in turn, timer  cpu.c      instructions the core executes itself
+ *   state.c     registers by name     emit.c     the exit check in translated code
+ */
+#ifndef KVMKIT_CORE_H
+#define KVMKIT_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <unicorn/unicorn.h>
+
+#include "unicorn_layout.h"
+
+#define PAGE_SHIFT 12
+#define PAGE_SIZE 4096ull
+#define PAGE_MASK (~(PAGE_SIZE - 1))
+#define MAX_RAM_SLOTS 32
+#define MAX_VCPUS 64
+#define MAX_CPUID 64
+
+/* A field of one of Unicorn's structures, by offset. */
+#define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
+
+#define ENV(type, name) FIELD(type, env, ENV_##name)
+#define CPU(type, name) FIELD(type, cpu, CPU_##name)
+
+enum { R_ES, R_CS, R_SS, R_DS, R_FS, R_GS };
+enum { EXC_DB = 1, EXC_NMI = 2, EXC_UD = 6, EXC_DF = 8, EXC_SS = 12, EXC_GP = 13, EXC_PF = 14 };
+
+#define FLAG_TF 0x100u
+#define FLAG_IF 0x200u
+#define FLAG_DF 0x400u
+#define FLAG_IOPL 0x3000u
+#define FLAG_NT 0x4000u
+#define FLAG_RF 0x10000u
+#define FLAG_VM 0x20000u
+#define FLAG_AC 0x40000u
+#define FLAGS_CC 0x8d5u /* OF SF ZF AF PF CF */
+
+#define HF_CPL(env) (ENV(uint32_t, HFLAGS) & 3u)
+#define HF(name) (1u << K_HF_##name##_SHIFT)
+
+/* One range of guest RAM and what we know of each of its pages. */
+enum {
+    PAGE_HAS_CODE = 1,    /* translated code was made from it: stores must look */
+    PAGE_MAYBE_WRITE = 2, /* some TLB entry lets stores through */
+    PAGE_DIRTY = 4,       /* written since the log was last read */
+};
+
+struct ram_slot {
+    uint64_t start, size;
+    uint8_t *host;
+    uint8_t *pages;
+    bool readonly;
+    int id;
+};
+
+struct cpuid_leaf {
+    uint32_t function, index, has_index, eax, ebx, ecx, edx;
+};
+
+/* A vCPU that is not on the (only) processor of Unicorn's at the moment. */
+struct vcpu {
+    uint8_t *env;     /* architectural state: ENV_END_RESET_FIELDS bytes */
+    uint8_t *tlb;     /* SIZEOF_TLB bytes, with its own tables */
+    uint32_t cflags_next_tb;
+    bool halted, waiting_for_sipi;
+    atomic_bool interrupt, nmi; /* lines from its local APIC */
+    uint64_t apic_page;         /* physical address of its xAPIC page, or ~0 */
+    struct cpuid_leaf cpuid[MAX_CPUID];
+    int cpuid_count;
+};
+
+enum stop { STOP_DEADLINE, STOP_KICK, STOP_TRIPLE_FAULT, STOP_ERROR };
+
+struct machine {
+    PyObject_HEAD
+    uc_engine *uc;
+    void *cpu;   /* CPUState */
+    void *env;   /* CPUX86State */
+    void *tcg;   /* TCGContext */
+    int vcpu_count, current;
+    struct vcpu vcpu[MAX_VCPUS];
+    struct ram_slot ram[MAX_RAM_SLOTS];
+    int ram_count;
+    struct ram_slot *last_ram;
+    uint8_t fake_region[SIZEOF_MR];
+
+    PyObject *port_read, *port_write, *memory_read, *memory_write;
+    PyObject *apic_read, *apic_write, *msr_read, *msr_write, *acknowledge, *tpr_read, *tpr_write;
+    PyThreadState *thread; /* set while the GIL is released in run() */
+    PyObject *error_type, *error_value, *error_trace;
+    bool failed, triple_fault, running;
+
+    int64_t tsc_base; /* guest TSC (1 GHz) = CLOCK_MONOTONIC ns - tsc_base */
+    void *exit_label;
+
+    /* the ticker: a thread that makes the guest stop at a deadline */
+    pthread_t ticker;
+    pthread_mutex_t lock;
+    pthread_cond_t tick_cond, idle_cond;
+    int64_t deadline;      /* of the caller, CLOCK_MONOTONIC ns; under lock */
+    int64_t tick;          /* when the ticker is to act; under lock */
+    int64_t tick_sleep;    /* until when the ticker sleeps now; under lock */
+    bool ticker_stop, idle;
+    atomic_bool kick;
+    atomic_bool pause_hint;
+
+    uint64_t stat_fills, stat_io, stat_mmio, stat_interrupts, stat_exceptions, stat_switches,
+        stat_msr, stat_halts, stat_smc;
+};
+
+extern __thread struct machine *self_machine __attribute__((tls_model("initial-exec")));
+#define M self_machine
+
+/* mmu.c */
+struct ram_slot *ram_find(struct machine *m, uint64_t paddr);
+bool mmu_fill(void *cpu, uint64_t addr, int size, int access, int mmu_idx, bool probe,
+              uintptr_t retaddr);
+void *mmu_fake_mapping(uc_engine *uc, uint64_t address);
+bool mmu_translate(struct machine *m, void *env, uint64_t addr, uint64_t *paddr);
+
+/* cpu.c */
+bool cpu_deliver_interrupt(void *cpu, int request);
+void cpu_exception_hook(uc_engine *uc, uint32_t number, void *user);
+uint64_t guest_tsc(struct machine *m);
+void py_failed(struct machine *m);
+void exit_to_loop(struct machine *m);
+
+/* run.c */
+int machine_run(struct machine *m);
+int ticker_start(struct machine *m);
+void ticker_end(struct machine *m);
+void machine_set_deadline(struct machine *m, int64_t deadline);
+void machine_wake(struct machine *m);
+void switch_to(struct machine *m, int index);
+int64_t monotonic(void);
+
+/* state.c */
+PyObject *state_get(struct machine *m, int index);
+int state_set(struct machine *m, int index, const uint8_t *data, Py_ssize_t size);
+
+/* Calls into Python from translated code. */
+static inline void gil_take(struct machine *m)
+{
+    PyEval_RestoreThread(m->thread);
+}
+
+static inline void gil_drop(struct machine *m)
+{
+    m->thread = PyEval_SaveThread();
+}
+
+/* Unicorn's own, not in its public headers */
+extern int cpu_exec_x86_64(uc_engine *uc, void *cpu);
+extern uint32_t cpu_cc_compute_all_x86_64(void *env, int op);
+extern void raise_exception_err_ra_x86_64(void *env, int exception, int error, uintptr_t retaddr)
+    __attribute__((noreturn));
+extern bool cpu_restore_state_x86_64(void *cpu, uintptr_t pc, bool will_exit);
+extern void cpu_loop_exit_x86_64(void *cpu) __attribute__((noreturn));
+extern void x86_cpu_do_interrupt_x86_64(void *cpu);
+extern void do_interrupt_x86_hardirq_x86_64(void *env, int number, int is_hw);
+extern void tlb_flush_x86_64(void *cpu);
+extern void tb_flush_x86_64(void *cpu);
+extern void tb_invalidate_phys_page_fast_x86_64(uc_engine *uc, void *pages, uint64_t start, int len,
+                                                uintptr_t retaddr);
+extern void tb_invalidate_phys_range_x86_64(uc_engine *uc, uint64_t start, uint64_t end);
+extern void update_fp_status_x86_64(void *env);
+extern void update_mxcsr_status_x86_64(void *env);
+extern void cpu_x86_update_dr7_x86_64(void *env, uint32_t value);
+
+#define RETADDR ((uintptr_t)__builtin_return_address(0))
+
+#endif
