@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kvmkit.devices.device import Line
 from kvmkit.devices.pic_chip import PicChip, PicChipState
 
-__all__ = ["PicPair", "PicPairState"]
+__all__ = ["Elcr", "PicPair", "PicPairState"]
 
 CASCADE = 2
 """The primary's input that the secondary's output is wired to."""
