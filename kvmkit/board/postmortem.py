@@ -17,7 +17,8 @@ _CODE_BYTES = 32
 _CR0_PE = 1
 _CS_LONG = 1 << 13
 _CS_32 = 1 << 14
-_OOPS = (b"BUG: ", b"Oops: ", b"general protection fault", b"Kernel panic - not syncing")
+_OOPS = (b"BUG: ", b" [#1] ", b"------------[ cut here ]", b"Kernel panic - not syncing")
+_STORY = 16384  # bytes before the panic that may belong to it
 
 
 def describe_cpu(index: int, cpu: CpuState, memory: GuestMemory) -> str:
@@ -54,14 +55,12 @@ def last_lines(log: bytes, count: int = 20) -> str:
 
 def panic_lines(log: bytes, most: int = 60) -> str:
     """The part of a kernel's log that tells of its end: from the last oops or panic on."""
-    places = [place for mark in _OOPS if (place := log.rfind(mark)) >= 0]
-    if not places:
+    panic = log.rfind(_OOPS[-1])
+    if panic < 0:
         return last_lines(log)
+    first = max(0, panic - _STORY)
+    places = [place for mark in _OOPS if (place := log.find(mark, first)) >= 0]
     start = log.rfind(b"\n", 0, min(places)) + 1
-    # An oops long before the panic is a story of its own.
-    panic = log.rfind(b"Kernel panic - not syncing")
-    if panic - start > 16384:
-        start = log.rfind(b"\n", 0, panic) + 1
     return "\n".join(_text(log[start:]).splitlines()[:most])
 
 
