@@ -73,7 +73,7 @@ SIZES = [
     ("SIZEOF_TLBE", "CPUTLBEntry"), ("SIZEOF_IOTLBE", "CPUIOTLBEntry"),
     ("SIZEOF_SEG", "SegmentCache"), ("SIZEOF_ZMM", "ZMMReg"), ("SIZEOF_FPREG", "FPReg"),
     ("SIZEOF_MR", "MemoryRegion"), ("SIZEOF_JMP_BUF", "sigjmp_buf"),
-    ("SIZEOF_FEATURE_WORD", "FeatureWord"),
+    ("SIZEOF_FEATURE_WORD", "((CPUX86State *)0)->features[0]"),
 ]  # fmt: skip
 
 CONSTANTS = [

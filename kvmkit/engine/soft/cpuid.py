@@ -29,7 +29,7 @@ _BITS_1_EDX = {
 }  # fmt: skip
 _BITS_1_ECX = {
     "sse3": 0, "pclmulqdq": 1, "ssse3": 9, "cx16": 13, "sse4_1": 19, "sse4_2": 20,
-    "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24, "aes": 25, "rdrand": 30,
+    "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24, "aes": 25,
     "hypervisor": 31,
 }  # fmt: skip
 _BITS_7_EBX = {"fsgsbase": 0, "bmi1": 3, "smep": 7, "adx": 19, "clflushopt": 23}

@@ -374,7 +374,7 @@ static PyObject *machine_set_cpuid(struct machine *m, PyObject *args)
     /* the translator accepts the instructions that CPUID announces, and no others */
     for (int i = 0; i < m->vcpu[index].cpuid_count; i++) {
         const struct cpuid_leaf *l = &m->vcpu[index].cpuid[i];
-        uint32_t *features = &FIELD(uint32_t, m->env, ENV_FEATURES);
+        uint64_t *features = &FIELD(uint64_t, m->env, ENV_FEATURES);
 
         if (l->function == 1) {
             features[K_FEAT_1_EDX] = l->edx;
