@@ -12,12 +12,13 @@ CRC-32. A link is made only if the file last changed well before it was read
 covers what is written through a mapping without a new change time.
 
 Entries are written aside and renamed; a damaged one is noticed by its length,
-magic numbers and the trailer's checksum, and made again. The newest 8 stay.
+magic numbers and the trailer's checksum, and made again. The 8 used last stay.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import time
 import zlib
@@ -62,19 +63,22 @@ def fetch(payload: memoryview, status: os.stat_result, directory: Path | None) -
     link = os.path.join(directory, _identity(payload, status))
     found = _load(link, payload, size)
     if found is not None:
+        _touch(link)
         return found
     from hashlib import sha256
 
     name = f"{sha256(payload).hexdigest()}.elf"
     entry = os.path.join(directory, name)
     found = _load(entry, payload, size)
-    if found is None:
+    if found is not None:
+        _touch(entry)
+    else:
         fresh = _unpack(payload)
         if not _store(entry, payload, *fresh):
             return fresh
         # read back, so that the pages are the file's and not this process's own
         found = _load(entry, payload, size) or fresh
-    if time.time_ns() - max(status.st_ctime_ns, status.st_mtime_ns) > SETTLED_NS:
+    if stat.S_ISREG(status.st_mode) and time.time_ns() - status.st_ctime_ns > SETTLED_NS:
         _link(link, name)
     return found
 
@@ -115,10 +119,10 @@ def _store(path: str, payload: memoryview, data: memoryview, extents: Sequence[E
     crc = zlib.crc32(data[:HEAD], zlib.crc32(table))
     footer = FOOTER.pack(len(data), len(extents), crc, len(payload), MAGIC)
     directory = os.path.dirname(path)
-    aside = f"{path}.{os.getpid()}.new"
+    aside = _aside(path)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        with open(aside, "wb", buffering=0) as file:
+        with open(aside, "xb", buffering=0) as file:
             for start, length in extents:
                 _write(file.fileno(), data[start : start + length], start)
             _write(file.fileno(), memoryview(table + footer), len(data))
@@ -130,6 +134,18 @@ def _store(path: str, payload: memoryview, data: memoryview, extents: Sequence[E
     return True
 
 
+def _aside(path: str) -> str:
+    # unlike that of any other process or thread
+    return f"{path}.{os.getpid()}.{time.monotonic_ns():x}.new"
+
+
+def _touch(path: str) -> None:
+    try:
+        os.utime(path)
+    except OSError:
+        pass
+
+
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
     # a write can be short (2 GiB limit, signals, a disk that fills up)
     while data:
@@ -139,7 +155,7 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _link(link: str, target: str) -> None:
-    aside = f"{link}.{os.getpid()}.new"
+    aside = _aside(link)
     try:
         os.symlink(target, aside)
         os.rename(aside, link)
@@ -148,7 +164,7 @@ def _link(link: str, target: str) -> None:
 
 
 def _prune(directory: str) -> None:
-    """Leave the newest entries, the links that lead to them, and files being written."""
+    """Leave the entries used last, the links that lead to them, and files being written."""
     entries: list[tuple[int, str]] = []
     links: list[str] = []
     try:

@@ -39,6 +39,11 @@ class KernelImage(NamedTuple):
     elf: Elf | None = None
 
     @property
+    def release(self) -> str:
+        """The version's first word, as ``uname -r`` has it (``6.1.0-50-cloud-amd64``)."""
+        return self.version.split(" ", 1)[0]
+
+    @property
     def payload(self) -> memoryview:
         """A bzImage's compressed kernel; empty if there is none."""
         if self.header is None or not self.header.payload_length:

@@ -54,9 +54,7 @@ def open_initrds(paths: Sequence[Path]) -> Initrd | None:
     return Initrd(tuple(parts), size) if parts else None
 
 
-def place_initrd(
-    initrd: Initrd, free: Sequence[Range], *, limit: int, above_4g: bool, hint: str = ""
-) -> int:
+def place_initrd(initrd: Initrd, free: Sequence[Range], *, limit: int, above_4g: bool) -> int:
     """The page-aligned address for an initrd, as high as it may be.
 
     ``free`` are ranges nobody uses; ``limit`` is the last byte the kernel may find an initrd at
@@ -74,7 +72,7 @@ def place_initrd(
     if largest < initrd.size:
         raise NotEnoughMemory(
             f"{need}, the kernel leaves {_mib(largest)}",
-            hint or f"Give the machine {_mib(initrd.size - largest)} more memory (-m).",
+            f"Give the machine {_mib(initrd.size - largest)} more memory (-m).",
         )
     under = [(low, min(size, limit + 1 - low)) for low, size in free if low <= limit]
     raise BadInitrd(

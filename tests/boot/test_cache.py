@@ -168,6 +168,36 @@ def test_fetch_keeps_a_bounded_number(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in (tmp_path / "c").glob("*.new")] == ["busy.elf.2.new"]
 
 
+def test_fetch_keeps_what_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest entry, used since, outlives a newer one that was not."""
+    monkeypatch.setattr(cache, "KEEP", 2)
+    directory = tmp_path / "c"
+    payload = _payload(tmp_path / "k")
+    status = _status(tmp_path / "k")
+    fetch(payload, status, directory)
+    (used,) = directory.glob("*.elf")
+    os.utime(used, (1000, 1000))
+    fetch(_payload(tmp_path / "l", OTHER), _status(tmp_path / "l"), directory)
+    (unused,) = set(directory.glob("*.elf")) - {used}
+    os.utime(unused, (2000, 2000))
+
+    fetch(payload, status, directory)
+    fetch(_payload(tmp_path / "m", OTHER + b"m"), _status(tmp_path / "m"), directory)
+
+    assert used.exists()
+    assert not unused.exists()
+
+
+def test_fetch_gives_a_pipe_no_identity(tmp_path: Path) -> None:
+    """What came through a pipe is found by its content only."""
+    payload = _payload(tmp_path / "k")
+    fields = list(_status(tmp_path / "k"))
+    fields[0] = stat.S_IFIFO | 0o600
+    fetch(payload, os.stat_result(fields), tmp_path / "c")
+
+    assert not list((tmp_path / "c").glob("*.of"))
+
+
 def test_fetch_makes_a_private_directory_and_leaves_nothing_aside(tmp_path: Path) -> None:
     """The cache is the user's own; no temporary file stays."""
     fetch(_payload(tmp_path / "k"), _status(tmp_path / "k"), tmp_path / "deep" / "c")

@@ -28,6 +28,7 @@ def test_open_tells_a_bzimage(tmp_path: Path) -> None:
     image = open_kernel(_file(tmp_path, bzimage(payload)))
 
     assert (image.kind, image.version) == ("bzImage", "6.9.1-test (me@here) #1 SMP")
+    assert image.release == "6.9.1-test"
     assert bytes(image.payload) == payload
 
 
