@@ -1,48 +1,42 @@
 """The user's terminal as the guest's console.
 
-Input in raw mode, so that every key reaches the guest (termios(3)); output that
-never blocks the VM for good; and the terminal as it was before, however the
-process ends short of SIGKILL: :meth:`Terminal.restore` is called on leaving the
-``with`` block, at interpreter exit and by :func:`kvmkit.cli.console.serve` on
-every stopping signal. Input and output may as well be pipes or files.
+Input in raw mode, so that every key reaches the guest (termios(3)), and the
+terminal as it was before, however the process ends short of SIGKILL:
+:meth:`Terminal.restore` is called on leaving the ``with`` block, at interpreter
+exit and by :mod:`kvmkit.cli.console` for every stopping signal. Input and
+output may as well be pipes or files; then there is nothing to change.
 """
 
 from __future__ import annotations
 
 import os
-from select import POLLOUT, poll
+
+from kvmkit.backends.private_modes import PrivateModes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
 __all__ = ["Terminal"]
 
-_WRITE_MOST = 4096
-"""Bytes per write: a pipe that polls writable takes PIPE_BUF without blocking (pipe(7))."""
-
-_PATIENCE_MS = 100
-"""How often a write that waits for its reader looks whether it should give up."""
+_READ_MOST = 4096
 
 
 class Terminal:
     """Descriptors ``input`` and ``output`` as a console; use it in a ``with`` block.
 
-    ``write`` may be called from any thread, everything else from the main thread.
+    :meth:`wake` and :meth:`note` may be called from any thread, everything else
+    is for the main thread.
     """
 
     def __init__(self, input: int = 0, output: int = 1) -> None:
         self.input = input
-        self.is_tty = os.isatty(input)
-        self.broken = False
-        """The reader of the output is gone."""
-        self._output = output
-        self._own_output = _reopen(output)
+        self.output = output
+        self.is_tty = os.isatty(input) and os.isatty(output)
+        """A person sits there. A terminal with redirected output is no console."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._giving_up = False
-        self._saved: list[object] | None = None
-        self._modes = _PrivateModes() if os.isatty(output) else None
+        self._saved: list[Any] | None = None
+        self._modes = PrivateModes()
 
     def __enter__(self) -> Self:
         import atexit
@@ -50,13 +44,10 @@ class Terminal:
         atexit.register(self.restore)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    # Waking the main thread
 
     @property
     def wake_descriptor(self) -> int:
@@ -75,14 +66,12 @@ class Terminal:
         except BlockingIOError:
             pass
 
-    def give_up(self) -> None:
-        """Drop what the reader of the output has not taken, now and from now on. Any thread."""
-        self._giving_up = True
+    # Modes
 
     @property
     def foreground(self) -> bool:
         """Whether keys typed now are for this process (tcgetpgrp(3)); true for a pipe."""
-        if not self.is_tty:
+        if not os.isatty(self.input):
             return True
         try:
             return os.tcgetpgrp(self.input) == os.getpgrp()
@@ -106,8 +95,8 @@ class Terminal:
         lflag &= ~(t.ECHO | t.ECHONL | t.ICANON | t.ISIG | t.IEXTEN)
         cc = list(cc)
         cc[t.VMIN], cc[t.VTIME] = 1, 0
-        t.tcsetattr(self.input, t.TCSANOW, [iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
         self._saved = saved
+        t.tcsetattr(self.input, t.TCSANOW, [iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
 
     def restore(self) -> None:
         """The terminal as it was before :meth:`raw`. Harmless when it was not called."""
@@ -120,41 +109,39 @@ class Terminal:
         # a background process that sets attributes is stopped by SIGTTOU unless it blocks it
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         try:
-            if self._modes is not None:
-                self.write(self._modes.undo())
-            termios.tcsetattr(self.input, termios.TCSANOW, saved)  # type: ignore[arg-type]
+            self.write(self._modes.undo())
+            termios.tcsetattr(self.input, termios.TCSANOW, saved)
         except termios.error:
             pass  # the terminal has gone away
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def note(self, data: bytes) -> None:
+        """See what the guest puts out, to undo an editor's screen modes at the end. Any thread."""
+        self._modes.note(data)
+
     def size(self) -> tuple[int, int] | None:
         """Rows and columns, or None where there is no terminal."""
         try:
-            columns, rows = os.get_terminal_size(self._output)
+            columns, rows = os.get_terminal_size(self.output)
         except OSError:
             return None
         return (rows, columns) if rows and columns else None
 
+    # Bytes
+
     def write(self, data: bytes) -> None:
-        """Put out all of ``data``; waits while the reader is slow, drops it when he is gone."""
-        if self._modes is not None:
-            self._modes.note(data)
-        view = memoryview(data)
-        while view and not self.broken:
-            try:
-                view = view[os.write(self._own_output, view[:_WRITE_MOST]) :]
-            except BlockingIOError:
-                if not self._wait_writable():
-                    return
-            except OSError:
-                self.broken = True
-                self.wake()
+        """Put out words of our own; dropped when nobody reads any more."""
+        try:
+            while data:
+                data = data[os.write(self.output, data) :]
+        except OSError:
+            pass
 
     def read(self) -> bytes:
         """What was typed; b"" at the end of input or when the terminal has gone away."""
         try:
-            return os.read(self.input, _WRITE_MOST)
+            return os.read(self.input, _READ_MOST)
         except OSError:
             return b""
 
@@ -166,83 +153,5 @@ class Terminal:
 
         self.restore()
         atexit.unregister(self.restore)
-        if self._own_output != self._output:
-            os.close(self._own_output)
-            self._own_output = self._output
-        os.close(self._wake)
-        self._wake = -1
-
-    def _wait_writable(self) -> bool:
-        """Wait for room; False when there is no point in waiting."""
-        waiting = poll()
-        waiting.register(self._own_output, POLLOUT)
-        while not self._giving_up:
-            if waiting.poll(_PATIENCE_MS):
-                return True
-        return False
-
-
-def _reopen(output: int) -> int:
-    """``output`` as an open file of our own that does not block, where that can be had.
-
-    O_NONBLOCK belongs to the open file (fcntl(2)), which the shell shares with
-    us: it is never set on the one we were given. Files need no such care.
-    """
-    import stat
-
-    mode = os.fstat(output).st_mode
-    if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
-        return output
-    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        return os.open(f"/proc/self/fd/{output}", flags)
-    except OSError:
-        return output
-
-
-class _PrivateModes:
-    """The DEC private modes a guest has set, to be undone if it ends in the middle of an editor.
-
-    xterm, "Control Sequences", DECSET: ESC [ ? number ; number h, and l for reset.
-    """
-
-    _DEFAULT_SET = frozenset((7, 25))  # auto-wrap, cursor shown
-    _LEAVE_ALONE = frozenset((3, 6, 12))
-
-    def __init__(self) -> None:
-        self.changed: set[int] = set()
-        self._tail = b""
-
-    def note(self, data: bytes) -> None:
-        """Follow what the guest puts out; sequences may come in pieces."""
-        if b"\x1b" not in data and not self._tail:
-            return
-        data = self._tail + data
-        self._tail = b""
-        for piece in data.split(b"\x1b[?")[1:]:
-            numbers = piece[:24].lstrip(b"0123456789;")
-            end = len(piece[:24]) - len(numbers)
-            final = piece[end : end + 1]
-            if final in (b"h", b"l"):
-                self._switch(piece[:end], final == b"h")
-        at = data.rfind(b"\x1b")
-        if at >= 0 and len(data) - at < 24 and not data[at:].rstrip(b"0123456789;?[\x1b"):
-            self._tail = data[at:]
-
-    def _switch(self, numbers: bytes, on: bool) -> None:
-        for number in numbers.split(b";"):
-            mode = int(number or 0) if len(number) < 6 else 0
-            if mode in self._LEAVE_ALONE or not mode:
-                continue
-            if on == (mode in self._DEFAULT_SET):
-                self.changed.discard(mode)
-            else:
-                self.changed.add(mode)
-
-    def undo(self) -> bytes:
-        """What sets all of them back, and the text attributes with them; b"" if none is changed."""
-        modes, self.changed = sorted(self.changed), set()
-        if not modes:
-            return b""
-        parts = [f"\x1b[?{mode}{'h' if mode in self._DEFAULT_SET else 'l'}" for mode in modes]
-        return "".join([*parts, "\x1b[0m"]).encode()
+        wake, self._wake = self._wake, -1
+        os.close(wake)

@@ -1,8 +1,8 @@
 """The main thread while a VM runs: keys to the guest, signals, the prompt.
 
-Output comes from the VM's own threads straight into the terminal; what is left
-for the main thread is input, the escape key and signals, which Python delivers
-here anyway.
+Output goes from the VM's own threads straight to the terminal, and piped input
+from the pipe to them; what is left for the main thread is the keyboard, the
+escape key and signals, which Python delivers here anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-    from typing import Any
+    from typing import Any, Self
 
     from kvmkit.backends.terminal import Terminal
     from kvmkit.cli.monitor import Steerable
@@ -27,7 +27,7 @@ __all__ = ["Console", "Stopped", "stopping_signals"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-END_OF_INPUT = b"\x04"  # Ctrl-d: what a shell takes for the end of its input
+_LEAVE_PROMPT = b"\x04"  # Ctrl-d
 
 
 class Stopped(BaseException):
@@ -49,17 +49,22 @@ class stopping_signals:
         self._last_words = last_words
         self._seen = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for number in STOPPING:
             # nohup's choice to ignore SIGHUP stays
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._stop)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number in STOPPING:
             if signal.getsignal(number) == self._stop:
                 default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                 signal.signal(number, default)
+
+    def last(self) -> None:
+        """From now on a signal ends the process on the spot: we are cleaning up."""
+        self._seen = True
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         if self._seen:
@@ -103,6 +108,9 @@ class Console:
         """Pass keys and act on signals until :meth:`end`. Raises :class:`Stopped`."""
         wake = self._terminal.wake_descriptor
         self._poll.register(wake, POLLIN)
+        if not self._terminal.is_tty:
+            # no event asked for: poll(2) tells nevertheless when a pipe's reader has gone
+            self._poll.register(self._terminal.output, 0)
         before = self._note_signals()
         try:
             self._attend()
@@ -111,8 +119,8 @@ class Console:
                 if wake in ready:
                     self._terminal.woken()
                     self._handle_signals()
-                    if self._terminal.broken:
-                        raise Stopped(signal.SIGPIPE)
+                elif self._terminal.output in ready and not self._terminal.is_tty:
+                    raise Stopped(signal.SIGPIPE)
                 elif self._reading:
                     self._read()
         finally:
@@ -155,7 +163,7 @@ class Console:
     def _attend(self) -> None:
         """Take the keyboard if it is ours; a background job leaves it alone."""
         self._terminal.raw()
-        if self._terminal.foreground and not self._reading:
+        if self._terminal.is_tty and self._terminal.foreground and not self._reading:
             self._poll.register(self._terminal.input, POLLIN)
             self._reading = True
 
@@ -170,14 +178,7 @@ class Console:
             return
         data = self._terminal.read()
         if not data:
-            self._ignore_input()
-            if self._terminal.is_tty:
-                raise Stopped(signal.SIGHUP)
-            self._send(END_OF_INPUT)
-            return
-        if not self._terminal.is_tty:
-            self._send(data)
-            return
+            raise Stopped(signal.SIGHUP)
         for part in self._keys.feed(data):
             if isinstance(part, bytes):
                 self._typed(part)
@@ -188,7 +189,7 @@ class Console:
         if self._editor is None:
             self._send(data)
             return
-        if data == END_OF_INPUT:
+        if data == _LEAVE_PROMPT:
             self._close_monitor()
             return
         lines, echo = self._editor.feed(data)
@@ -201,24 +202,24 @@ class Console:
 
     def _act(self, action: str) -> None:
         if action == "quit":
-            self._say("\r\nkvmkit: VM ended by Ctrl-a x\r\n")
+            self._say("\nkvmkit: VM ended by Ctrl-a x\n")
             self._vm.kill()
         elif action == "help":
-            self._say("\r\n" + HELP)
+            self._say("\n" + HELP)
         elif self._editor is None:
             self._editor = LineEditor()
-            self._say("\r\nhelp lists the commands; Ctrl-a c goes back to the guest\n" + PROMPT)
+            self._say("\nhelp lists the commands; Ctrl-a c goes back to the guest\n" + PROMPT)
         else:
             self._close_monitor()
 
     def _close_monitor(self) -> None:
         if self._editor is not None:
             self._editor = None
-            self._say("\r\n")
+            self._say("\n")
 
     def _say(self, text: str) -> None:
-        """Our own words in the middle of the guest's; raw mode wants carriage returns."""
-        self._terminal.write(text.replace("\r\n", "\n").replace("\n", "\r\n").encode())
+        """Our own words in the middle of the guest's; the terminal still turns \\n into \\r\\n."""
+        self._terminal.write(text.replace("\r\n", "\n").encode())
 
     def _suspend(self) -> None:
         """Stop as a shell's job does: the VM stands, the terminal is the shell's."""

@@ -64,7 +64,7 @@ class LineEditor:
             if byte in b"\r\n":
                 lines.append(self._line.decode(errors="replace"))
                 self._line.clear()
-                echo += "\r\n"
+                echo += "\n"
             elif byte in b"\x7f\x08":
                 if self._line:
                     del self._line[-1]
