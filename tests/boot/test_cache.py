@@ -32,9 +32,10 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def _status(path: Path, changed: int = YEAR_2020) -> os.stat_result:
+def _status(path: Path, changed: int = YEAR_2020, kind: int = stat.S_IFREG) -> os.stat_result:
     # The change time cannot be set; what a file's status would be long after its last change can.
     fields = list(path.stat())
+    fields[0] = kind | 0o600
     times = {"st_mtime_ns": changed, "st_ctime_ns": changed, "st_atime_ns": changed}
     return os.stat_result(fields, times)
 
@@ -191,9 +192,8 @@ def test_fetch_keeps_what_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_fetch_gives_a_pipe_no_identity(tmp_path: Path) -> None:
     """What came through a pipe is found by its content only."""
     payload = _payload(tmp_path / "k")
-    fields = list(_status(tmp_path / "k"))
-    fields[0] = stat.S_IFIFO | 0o600
-    fetch(payload, os.stat_result(fields), tmp_path / "c")
+
+    fetch(payload, _status(tmp_path / "k", kind=stat.S_IFIFO), tmp_path / "c")
 
     assert not list((tmp_path / "c").glob("*.of"))
 
