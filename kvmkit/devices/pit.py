@@ -44,19 +44,20 @@ REFRESH_TICKS = 18  # 15 us: what firmware programs counter 1 for
 
 
 @dataclass(frozen=True, slots=True)
-class PitState:
-    """The 8254. ``alarm`` is when IRQ0 comes next, in ns of guest time."""
-
-    counters: tuple[CounterState, CounterState, CounterState]
-    irq0: bool
-    alarm: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class PortBState:
     """Port 0x61's writable bits."""
 
     bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PitState:
+    """The 8254 and port 0x61. ``alarm`` is when IRQ0 comes next, in ns of guest time."""
+
+    counters: tuple[CounterState, CounterState, CounterState]
+    irq0: bool
+    alarm: int | None
+    port_b: PortBState
 
 
 class Pit:
@@ -157,14 +158,16 @@ class Pit:
         self._set_irq0(False)
 
     def state(self) -> PitState:
-        """The whole state, without port 0x61's."""
+        """The whole state, with port 0x61's."""
         first, second, third = (counter.state() for counter in self._counters)
-        return PitState((first, second, third), self._level, self._alarm.deadline)
+        port_b = self.port_b.state()
+        return PitState((first, second, third), self._level, self._alarm.deadline, port_b)
 
     def restore(self, state: PitState) -> None:
         """Become ``state``."""
         for counter, saved in zip(self._counters, state.counters, strict=True):
             counter.restore(saved)
+        self.port_b.restore(state.port_b)
         if state.alarm is None:
             self._alarm.cancel()
         else:
@@ -199,7 +202,7 @@ class PortB:
         self.write(0, 1, 0)
 
     def state(self) -> PortBState:
-        """The whole state; the gate is part of the counter's."""
+        """Its bits, which the PIT's record has as well; the gate is part of the counter's."""
         return PortBState(self._bits)
 
     def restore(self, state: PortBState) -> None:

@@ -142,6 +142,8 @@ class PitCounter:
         if self.mode in (RATE, SQUARE):
             return self._next_period(tick, load)
         extra = int(self.mode in (SOFT_STROBE, HARD_STROBE))  # the strobe is low for one tick
+        if extra and not self.out(tick) and (self._held is None or load is not None):
+            return tick + 1  # in the strobe: it ends, or the load ends it
         if load is not None:
             counts = self.gate or self.mode in (ONE_SHOT, HARD_STROBE)
             return load + self._full() + extra if counts else None
