@@ -244,7 +244,7 @@ def _pull(name: str, base: str, tell: Callable[[str], None]) -> Image:
         apt, package = _resolve(name, tell, stale=True)
         _install(apt, package, base, tell)
     if name != package.name:
-        aside = f"{base}/{_ASIDE}{name}-{os.getpid()}"
+        aside = f"{base}/{_ASIDE}{name}@{os.urandom(6).hex()}"
         os.symlink(package.name, aside)
         os.replace(aside, f"{base}/{name}")
     return get_image(package.name)
@@ -347,7 +347,7 @@ def remove(name: str) -> Image:
 
     image = get_image(name)
     base = images_directory()
-    aside = f"{base}/{_ASIDE}{image.name}@rm{os.getpid()}"
+    aside = f"{base}/{_ASIDE}{image.name}@{os.urandom(6).hex()}"
     try:
         with _lock(base, image.name, lambda text: None):
             for alias in image.aliases:
