@@ -119,9 +119,10 @@ class PicChip:
 
     def _pending(self) -> int | None:
         # The input whose interrupt may be acknowledged now.
-        request = self._highest(self.irr & ~self._imr)
-        if request == 8:
+        requests = self.irr & ~self._imr
+        if not requests:
             return None
+        request = self._highest(requests)
         in_service = self._isr
         if self._special_mask:
             in_service &= ~self._imr
