@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         def pause(self) -> None: ...
         def resume(self) -> None: ...
         def reset(self) -> None: ...
-        def powerdown(self) -> None: ...
+        def powerdown(self) -> bool: ...
         def kill(self) -> None: ...
 
 
@@ -96,11 +96,13 @@ class Monitor:
             return "\n".join(f"{known:<10} {text}" for known, text in _COMMANDS.items())
         if name == "info":
             return self._vm.describe()
+        if name == "powerdown":
+            heard = self._vm.powerdown()
+            return "power button pressed" if heard else "the guest does not listen to the button"
         action, answer = {
             "pause": (self._vm.pause, "paused"),
             "resume": (self._vm.resume, "running"),
             "reset": (self._vm.reset, "reset"),
-            "powerdown": (self._vm.powerdown, "power button pressed"),
             "quit": (self._vm.kill, ""),
         }[name]
         action()

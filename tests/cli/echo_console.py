@@ -60,8 +60,9 @@ class EchoVm:
     def reset(self) -> None:
         self.say("<reset>")
 
-    def powerdown(self) -> None:
+    def powerdown(self) -> bool:
         self.say("<powerdown>")
+        return True
 
     def kill(self) -> None:
         self.console.end()

@@ -1,0 +1,116 @@
+"""``kvmkit run``: boot a kernel, to a shell or to run one command in it."""
+
+from __future__ import annotations
+
+from kvmkit.cli.options import Command, Option
+from kvmkit.cli.values import count, seconds, size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMMAND", "main"]
+
+MOST_CPUS = 64
+
+COMMAND = Command(
+    "kvmkit run",
+    "Boot a Linux kernel in a virtual machine: to a shell, or to run one command in it.",
+    (
+        Option(
+            "-k --kernel",
+            "FILE",
+            "bzImage, vmlinux or PVH kernel, or a pulled image's name\n"
+            "(default: arch/x86/boot/bzImage, bzImage, the pulled\n"
+            "image, /boot/vmlinuz-$(uname -r), whichever is there)",
+            complete="file",
+        ),
+        Option(
+            "-i --initrd",
+            "FILE",
+            "initial RAM disk; several are put one after the other\n"
+            "(default: a busybox with a shell)",
+            repeat=True,
+            complete="file",
+        ),
+        Option(
+            "-p --params",
+            "PARAMS",
+            "parameters to add to the kernel's command line",
+            repeat=True,
+        ),
+        Option("-m --mem", "SIZE", "memory, as 512M or 4G (default: 512M)", convert=size),
+        Option(
+            "-c --cpus",
+            "NUMBER",
+            "virtual CPUs (default: 1)",
+            convert=count(1, MOST_CPUS),
+            default=1,
+        ),
+        Option("--name", "NAME", "the VM's name"),
+        Option(
+            "--engine",
+            "ENGINE",
+            "auto, kvm or soft (default: auto; kvmkit doctor says\nwhich one that is here)",
+            default="auto",
+            choices=("auto", "kvm", "soft"),
+        ),
+        Option(
+            "--console",
+            "WHERE",
+            "the guest's first serial port: tty (this terminal),\nnone, or a file to write to",
+            default="tty",
+            complete="file",
+        ),
+        Option(
+            "--kernel-log",
+            "FILE",
+            "write the kernel's messages there",
+            complete="file",
+        ),
+        Option(
+            "--timeout",
+            "SECONDS",
+            "end the VM after that time, with exit code 124",
+            convert=seconds,
+        ),
+        Option(
+            "--hang-timeout",
+            "SECONDS",
+            "a boot without output for that time hangs (default: 60)",
+            convert=seconds,
+            default=60.0,
+        ),
+        Option("--no-reboot", "", "end with exit code 113 when the guest reboots"),
+    ),
+    words="[KERNEL]",
+    rest="[-- COMMAND [ARGUMENT...]]",
+    most_words=1,
+    notes="""
+In the VM:  Ctrl-a x  end it        Ctrl-a c  kvmkit's prompt (pause, reset, ...)
+            Ctrl-a h  all keys
+
+kvmkit run -- COMMAND ends with the command's exit status; its input and output
+are this command's, and may be pipes. Kernel messages are not shown then
+(see --kernel-log). Exit codes of kvmkit's own: 110 panic, 111 triple fault,
+112 hang, 113 reboot, 114 engine error, 117-123 errors before the start,
+124 timeout, 125 internal error.
+
+Examples:
+  kvmkit run                                boot the kernel that is there to a shell
+  kvmkit run -k bzImage -m 1G -c 4          your own kernel, 1 GiB, 4 CPUs
+  kvmkit run -k bzImage -- sh -c 'dmesg | tail'
+  kvmkit run -i root.cpio.gz -p 'rdinit=/bin/sh quiet'
+""",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Boot as told; the exit code. Raises a KvmkitError for what cannot be started."""
+    parsed = COMMAND.parse(arguments)
+    if parsed is None:
+        return 0
+    # late: --help and mistakes need none of it
+    from kvmkit.cli.session import run
+
+    return run(parsed)

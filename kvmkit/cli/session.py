@@ -1,0 +1,268 @@
+"""One VM from the command line: what to boot, who sits in front of it, how it ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kvmkit.backends.terminal import Terminal
+from kvmkit.cli.console import Console, Stopped, stopping_signals
+from kvmkit.errors import FileTrouble, UsageError
+from kvmkit.vm import VM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmkit.board.power import Ending
+    from kvmkit.cli.options import Parsed
+
+__all__ = ["run"]
+
+QUIET = "loglevel=0"
+"""For a command's output to be only that. A panic speaks up nevertheless: Linux
+``kernel/panic.c``, ``console_verbose()``."""
+
+LOG_ONLY = "console=ttyS1 KVMKIT_CONSOLE=ttyS0"
+"""With a kernel log: the kernel's messages to it, the command to the console."""
+
+
+def run(options: Parsed) -> int:
+    """Boot, attend, report; the exit code."""
+    with Terminal() as terminal, stopping_signals(terminal.restore) as signals:
+        with Stage(options, terminal) as stage:
+            vm = stage.make_vm()
+            console = Console(terminal, vm, vm.send, lambda *size: _resize(vm, *size))
+            vm.on_end(lambda ending: console.end())
+            try:
+                vm.start()
+                stage.connect(vm)
+                console.serve()
+                code = None
+            except Stopped as stopped:
+                code = 128 + stopped.number
+            finally:
+                signals.last()
+                vm.close()
+            terminal.restore()
+        ending = vm.ending
+        if code is not None or ending is None:
+            return code or 0
+        report(ending, command=options.rest is not None, fresh_line=_fresh_line(vm, terminal))
+        return ending.exit_code
+
+
+class Stage:
+    """What a VM is started with, from the options; files are let go of at the end."""
+
+    def __init__(self, options: Parsed, terminal: Terminal) -> None:
+        self._options = options
+        self._terminal = terminal
+        self._files: list[int] = []
+        self._to_terminal = options["console"] == "tty"
+        self.mode = self._choose_mode()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+    def make_vm(self) -> VM:
+        """The VM, not started. Raises a KvmkitError for what is not there."""
+        options = self._options
+        more = {} if options["mem"] is None else {"memory": options["mem"]}
+        command = self._command()
+        return VM(
+            find_kernel(options["kernel"], options.words, command is not None),
+            initrd=self._initrds(command),
+            cmdline=self._parameters(command),
+            cpus=options["cpus"],
+            engine=options["engine"],
+            name=options["name"],
+            console=self._console(),
+            kernel_log=options["kernel_log"],
+            timeout=options["timeout"],
+            hang_timeout=options["hang_timeout"],
+            reboot=not options["no_reboot"],
+            **more,
+        )
+
+    def connect(self, vm: VM) -> None:
+        """What can only be joined to a machine that is there: piped input, screen modes."""
+        if self.mode == "tty":
+            vm.board.serial.console.add_tap(self._terminal.note)
+        elif self.mode == "pipe":
+            from kvmkit.guest.console_input import END_OF_INPUT, encode_input
+
+            entry = vm.board.serial.input
+            entry.attach(
+                self._terminal.input,
+                filter=encode_input,
+                at_end=lambda: entry.feed(END_OF_INPUT),
+            )
+
+    def _choose_mode(self) -> str:
+        """How the guest sees its console, one of :data:`kvmkit.guest.command.MODES`."""
+        if not self._to_terminal:
+            return "null"
+        if self._terminal.is_tty:
+            return "tty"
+        if not self._terminal.foreground or _is_null(self._terminal.input):
+            return "null"
+        return "pipe"
+
+    def _command(self) -> list[str] | None:
+        """What the guest is to run: the words after ``--``, or a shell that reads a pipe."""
+        rest = self._options.rest
+        if rest is not None:
+            if not rest:
+                raise UsageError("-- is followed by a command", "kvmkit run -- uname -a")
+            return rest
+        if self.mode == "pipe" and not self._options["initrd"]:
+            return ["sh"]
+        return None
+
+    def _initrds(self, command: list[str] | None) -> list[str]:
+        """The user's archives; ours as well for a command, and alone if there are none."""
+        given: list[str] = self._options["initrd"]
+        if given and command is None:
+            return given
+        from kvmkit.guest.initramfs import cached_initramfs
+        from kvmkit.images import default_busybox
+
+        busybox = default_busybox()
+        if busybox is None:
+            raise FileTrouble(
+                "no busybox for the guest, neither pulled nor in /bin",
+                "kvmkit image pull busybox-static, or name an initrd with -i",
+            )
+        archives = [*given, cached_initramfs(busybox, _cache_directory())]
+        if command is not None:
+            from kvmkit.guest.command import command_archive
+
+            archive = command_archive(command, self._environment(), mode=self.mode)
+            archives.append(self._memory_file(archive))
+        return archives
+
+    def _environment(self) -> dict[str, str]:
+        term = os.environ.get("TERM", "")
+        return {"TERM": term} if self.mode == "tty" and term else {}
+
+    def _parameters(self, command: list[str] | None) -> str:
+        """The kernel's parameters: ours, then the user's, which win."""
+        given = " ".join(self._options["params"])
+        words = []
+        if command is not None:
+            log = self._options["kernel_log"]
+            words.append(QUIET if log is None else LOG_ONLY)
+        size = self._terminal.size() if self.mode == "tty" else None
+        if size and not self._options["initrd"]:
+            words.append(f"KVMKIT_ROWS={size[0]} KVMKIT_COLUMNS={size[1]}")
+        return " ".join(filter(None, [*words, given]))
+
+    def _console(self) -> int | None:
+        where = self._options["console"]
+        if where == "none":
+            return None
+        if self._to_terminal:
+            return self._terminal.output
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
+            self._files.append(os.open(where, flags, 0o644))
+        except OSError as error:
+            raise FileTrouble(f"{where}: the console's file: {error.strerror}") from None
+        return self._files[-1]
+
+    def _memory_file(self, data: bytes) -> str:
+        """``data`` as a file that exists in this process only."""
+        descriptor = os.memfd_create("kvmkit-command")
+        self._files.append(descriptor)
+        while data:
+            data = data[os.write(descriptor, data) :]
+        return f"/proc/self/fd/{descriptor}"
+
+
+def find_kernel(named: str | None, words: list[str], has_command: bool) -> str:
+    """The kernel's path: named with -k or as a word, or the first that is there.
+
+    Raises UsageError for two kernels, BadKernel when none is found.
+    """
+    if words and named is not None:
+        raise UsageError(f"two kernels, {named!r} and {words[0]!r}; expected one")
+    name = words[0] if words else named
+    if name is None:
+        return _first_kernel()
+    if not os.path.lexists(name):
+        if "/" not in name:
+            from kvmkit.images import NoSuchImage, get_image
+
+            try:
+                image = get_image(name)
+            except NoSuchImage:
+                pass
+            else:
+                if image.kernel:
+                    return image.kernel
+        if words and not has_command:
+            from kvmkit.errors import BadKernel
+
+            raise BadKernel(
+                f"{name}: the kernel does not exist",
+                f"to run a command in the guest: kvmkit run -- {name}",
+            )
+    return name
+
+
+def _first_kernel() -> str:
+    from pathlib import Path
+
+    from kvmkit.boot.find import find_kernel as find
+    from kvmkit.images import default_image
+
+    image = default_image()
+    return str(find([Path(image.kernel)] if image is not None and image.kernel else []))
+
+
+def report(ending: Ending, *, command: bool, fresh_line: bool) -> None:
+    """Tell on stderr how the VM ended, unless a command's own status says it all."""
+    from kvmkit.board.power import EndKind
+
+    if ending.kind in (EndKind.EXITED, EndKind.KILLED):
+        return
+    if ending.kind is EndKind.POWERED_OFF and command:
+        return
+    lines = [f"kvmkit: {ending.reason}"]
+    lines += [f"  {line}" for line in ending.detail.splitlines()]
+    text = ("" if fresh_line else "\n") + "\n".join(lines) + "\n"
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+def _fresh_line(vm: VM, terminal: Terminal) -> bool:
+    """Whether the cursor stands at the beginning of a line, as far as we know."""
+    log = vm.console_log
+    return not terminal.is_tty or not log or log.endswith(b"\n")
+
+
+def _resize(vm: VM, rows: int, columns: int) -> None:
+    """Tell the guest on COM3, if it listens there: a line "rows columns"."""
+    port = vm.board.serial.ports[2]
+    with vm.board.lock:
+        if port.listening:
+            port.receive(f"{rows} {columns}\n".encode())
+
+
+def _is_null(descriptor: int) -> bool:
+    """Whether it is /dev/null: nothing will ever be typed."""
+    try:
+        return os.fstat(descriptor).st_rdev == os.stat(os.devnull).st_rdev
+    except OSError:
+        return True
+
+
+def _cache_directory() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "kvmkit", "initramfs")
