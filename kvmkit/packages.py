@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Package", "PackageTrouble", "check_name", "download", "find", "unpack"]
 
 _LISTS_GOOD_FOR = 24 * 3600.0  # seconds
+_FORCED_GOOD_FOR = 60.0  # seconds, when the mirror has proved lists to be old
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+-.")  # Debian Policy 5.6.1
 _NEAR_MATCHES = 4
 _POLL = 0.1  # seconds between two looks at a download's size
@@ -184,18 +185,16 @@ class PrivateApt(Apt):
     def update(self, progress: Callable[[str], None], *, force: bool = False) -> str:
         """Fetch the lists unless they are less than a day old; what apt complained about.
 
-        Only one process at a time does it; the others wait and use the result.
+        With ``force``, only lists of this very minute are good enough. Only one process at a time does it; the others wait and use the result.
         """
         import fcntl
 
         for name in ("lists/partial", "state", "cache/archives/partial"):
             os.makedirs(f"{self._private}/{name}", exist_ok=True)
-        asked = time.time()
+        good_for = _FORCED_GOOD_FOR if force else _LISTS_GOOD_FOR
         with open(f"{self._private}/lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if 0 <= time.time() - self._updated() < _LISTS_GOOD_FOR and not (
-                force and self._updated() < asked
-            ):
+            if 0 <= time.time() - self._updated() < good_for:
                 return ""
             text = "fetching package lists"
             progress(text)
