@@ -185,7 +185,8 @@ class PrivateApt(Apt):
     def update(self, progress: Callable[[str], None], *, force: bool = False) -> str:
         """Fetch the lists unless they are less than a day old; what apt complained about.
 
-        With ``force``, only lists of this very minute are good enough. Only one process at a time does it; the others wait and use the result.
+        With ``force``, only lists of this very minute are good enough. One
+        process at a time fetches; the others wait and use the result.
         """
         import fcntl
 
