@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvmkit.board.board import Board
     from kvmkit.board.console import Sink
     from kvmkit.board.power import Ending
+    from kvmkit.boot.image import KernelImage
     from kvmkit.boot.plan import BootPlan
     from kvmkit.engine.engine import Engine
 
@@ -115,6 +116,7 @@ class VM:
             hang_timeout=hang_timeout,
             hold_input=True,
         )
+        self._image: KernelImage | None = None
         self._kernel_log = kernel_log
         self._log_fd = -1
         self._board: Board | None = None
@@ -142,7 +144,7 @@ class VM:
             self._open_log()
             board = Board(self.config, self._make_engine(), self._plan)
         except BaseException:
-            self._close_log()
+            self._let_go()
             raise
         self._board = board
         try:
@@ -180,7 +182,7 @@ class VM:
             self._ending = board.power.ending
             board.close()
             self._last_log = board.serial.console.log
-        self._close_log()
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -287,6 +289,7 @@ class VM:
         from kvmkit.board.firmware import loader_addresses
         from kvmkit.boot.linux import plan_linux
 
+        assert self._image is not None
         initrds: Any = self.initrds
         cache: Any = cache_directory()
         return plan_linux(
@@ -312,7 +315,9 @@ class VM:
                 raise FileTrouble(f"{log}: the kernel log: {error.strerror}") from None
         self.config.kernel_log = (log,)
 
-    def _close_log(self) -> None:
+    def _let_go(self) -> None:
+        """Close the log if it is ours, and the kernel, whose file is mapped."""
+        self._image = None
         fd, self._log_fd = self._log_fd, -1
         if fd >= 0:
             os.close(fd)

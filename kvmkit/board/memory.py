@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import mmap
 import os
+from errno import EFAULT
 
 from kvmkit.board import layout
-from kvmkit.errors import GuestAddressError, NotEnoughMemory, UsageError
+from kvmkit.errors import FileTrouble, GuestAddressError, NotEnoughMemory, UsageError
 
 __all__ = ["PAGE_SIZE", "GuestMemory", "RamSlot", "check_size"]
 
@@ -27,6 +28,7 @@ MIN_SIZE = 2 * layout.MIB
 MAX_SIZE = layout.PCI_WINDOW_64 - (layout.RAM_HOLE_END - layout.RAM_HOLE_START)
 """RAM above 4 GiB ends where the 64-bit PCI window starts."""
 
+_LARGE = 64 * layout.KIB
 _MAP_NORESERVE = 0x4000  # mmap.MAP_NORESERVE exists from Python 3.13 on
 
 
@@ -63,6 +65,7 @@ class GuestMemory:
     def __init__(self, size: int, *, huge_pages: str | None = None) -> None:
         check_size(size, huge_pages)
         self.size = size
+        self._huge_pages = huge_pages
         self.low_size = min(size, layout.RAM_HOLE_START)
         """Bytes from guest address 0 on; the rest starts at 4 GiB."""
         self.fd = -1
@@ -99,9 +102,26 @@ class GuestMemory:
         return bytes(self.view(address, size))
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Put ``data`` at ``address``. Raises GuestAddressError when it does not fit in RAM."""
+        """Put ``data`` at ``address``.
+
+        Raises GuestAddressError when it does not fit in RAM, and FileTrouble when
+        it is a mapped file that has shrunk since.
+        """
         source = memoryview(data).cast("B")
-        self.view(address, len(source))[:] = source
+        target = self.view(address, len(source))
+        if len(source) < _LARGE or self._huge_pages == "hugetlb":  # which has no write(2)
+            target[:] = source
+            return
+        # Fresh pages come in half the time this way: no fault and no clearing for each.
+        offset = self.offset(address, len(source))
+        done = 0
+        try:
+            while done < len(source):
+                done += os.pwrite(self.fd, source[done:], offset + done)
+        except OSError as error:
+            if error.errno == EFAULT:
+                raise FileTrouble("a file became shorter while the guest was loaded") from None
+            raise NotEnoughMemory(f"the host has no memory left: {error.strerror}") from None
 
     def fill(self, address: int, size: int, byte: int = 0) -> None:
         """Set ``size`` bytes to ``byte``. Raises GuestAddressError outside RAM."""

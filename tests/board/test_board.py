@@ -174,7 +174,10 @@ def test_cpu_that_cannot_go_on_ends_the_machine_with_registers(reason, kind, cod
 
 def test_panic_then_reset_is_a_panic():
     """With panic=-1 the reset follows the message: the ending says what the kernel said."""
-    lines = b"[    1.0] Oops: 0002 [#1] SMP\n[    1.1] Kernel panic - not syncing: Attempted to kill init!\n"
+    lines = (
+        b"[    1.0] Oops: 0002 [#1] SMP\n"
+        b"[    1.1] Kernel panic - not syncing: Attempted to kill init!\n"
+    )
     ending, _, _ = run(say(b"boot\n" + lines), out(0xCF9, 6))
     assert (ending.kind, ending.exit_code) == (EndKind.PANIC, 110)
     assert ending.reason == "Kernel panic - not syncing: Attempted to kill init!"

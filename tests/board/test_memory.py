@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvmkit.board import layout
 from kvmkit.board.memory import MAX_SIZE, GuestMemory
-from kvmkit.errors import GuestAddressError, NotEnoughMemory, UsageError
+from kvmkit.errors import FileTrouble, GuestAddressError, NotEnoughMemory, UsageError
 
 GIB = layout.GIB
 MIB = layout.MIB
@@ -142,6 +143,30 @@ def test_offset_agrees_with_the_map(address, size):
 
 
 BIG = GuestMemory(6 * GIB)
+
+
+@given(address=st.integers(0, 5 * GIB), size=st.integers(60_000, 300_000))
+@settings(deadline=None, max_examples=30)
+def test_large_writes_are_seen_through_views(address, size):
+    """They take another way than small ones, to the same place."""
+    data = os.urandom(64) * (size // 64)
+    try:
+        BIG.write(address, data)
+    except GuestAddressError:
+        assert address + len(data) > 3 * GIB
+        return
+    assert bytes(BIG.view(address, len(data))) == data
+
+
+def test_file_that_shrinks_while_it_is_loaded_is_an_error(memory, tmp_path):
+    """Not a SIGBUS that ends the process."""
+    path = tmp_path / "initrd"
+    path.write_bytes(bytes(MIB))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    os.truncate(path, 4096)
+    with pytest.raises(FileTrouble, match="became shorter"):
+        memory.write(0x1000, memoryview(mapped))
 
 
 def test_discard_zeroes_and_frees(memory):
