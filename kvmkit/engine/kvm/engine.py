@@ -140,10 +140,12 @@ class KvmEngine:
         self._cpus: list[KvmVcpu] = []
         self.vcpus: Sequence[Vcpu] = self._cpus
         self.started = False
+        # Lock order: _switch, then _stands. The first is held through a whole pause, resume or
+        # close, the second guards what the vCPUs' threads look at too.
+        self._switch = threading.Lock()
         self._stands = threading.Condition()
         self._halt = False
         self._closing = False
-        self._closed = False
         self._stopped_at = 0.0
         self._clock_at_stop = 0
         self._slots: dict[int, tuple[int, int, int, int]] = {}
@@ -339,10 +341,12 @@ class KvmEngine:
             vcpu._running = True
             return False
 
-    def _halt_all(self) -> None:
-        """Turn every vCPU back and wait until they stand; under the lock."""
-        if any(v._thread is threading.current_thread() for v in self._cpus):
+    def _not_from_vcpu(self) -> None:
+        if any(vcpu._thread is threading.current_thread() for vcpu in self._cpus):
             raise RuntimeError("a vCPU's own thread cannot stop the engine")
+
+    def _halt_all(self) -> None:
+        """Turn every vCPU back and wait until they stand; under both locks."""
         self._halt = True
         for vcpu in self._cpus:
             if vcpu._running:
@@ -352,7 +356,8 @@ class KvmEngine:
 
     def pause(self) -> None:
         """Stop all vCPUs between two instructions; see :meth:`Engine.pause`. Callable twice."""
-        with self._stands:
+        self._not_from_vcpu()
+        with self._switch, self._stands:
             if self._halt or self._closing:
                 return
             self._halt_all()
@@ -361,7 +366,8 @@ class KvmEngine:
 
     def resume(self) -> None:
         """Undo :meth:`pause`. The guest's kvmclock stood too, unless the stop was very short."""
-        with self._stands:
+        self._not_from_vcpu()
+        with self._switch, self._stands:
             if not self._halt or self._closing:
                 return
             if self.started and monotonic() - self._stopped_at > _SHORT_STOP:
@@ -375,13 +381,13 @@ class KvmEngine:
             self._stands.notify_all()
 
     def close(self) -> None:
-        """Stop for good and free everything. Callable twice; not from a vCPU's thread."""
-        with self._stands:
-            if self._closed:
+        """Stop for good and free everything. Callable twice, not from a vCPU's thread."""
+        self._not_from_vcpu()
+        with self._switch, self._stands:
+            if self._closing:
                 return
             self._halt_all()
             self._closing = True
-            self._closed = True
             self._stands.notify_all()
         for vcpu in self._cpus:
             if vcpu._thread is not None:
