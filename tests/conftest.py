@@ -7,19 +7,24 @@ from pathlib import Path
 
 import pytest
 
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "kvmkit"
+from kvmkit.images import list_images
 
 
-def _named(variable: str) -> list[Path]:
-    """The files of a colon-separated environment variable; a folder stands for the files in it."""
-    found: list[Path] = []
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with its reason, what this machine cannot run."""
+    if item.get_closest_marker("soft"):
+        pytest.importorskip("kvmkit.engine.soft._core", reason="the software CPU is not built")
+    if item.get_closest_marker("kvm") and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no usable /dev/kvm")
+
+
+def _named(variable: str) -> dict[str, Path]:
+    """The kernels of a colon-separated environment variable: files, or folders with them."""
+    paths: list[Path] = []
     for place in filter(None, os.environ.get(variable, "").split(":")):
         path = Path(place)
-        found += sorted(path.glob("**/vmlinuz-*")) if path.is_dir() else [path]
-    return found
+        paths += sorted(path.glob("**/vmlinuz-*")) if path.is_dir() else [path]
+    return {path.name.removeprefix("vmlinuz-"): path for path in paths if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +32,11 @@ def kernels() -> dict[str, Path]:
     """Kernel images by release (``6.1.0-50-cloud-amd64``).
 
     From KVMKIT_TEST_KERNELS (files or folders, colon-separated), else the
-    pulled images in the cache. Skips when there is none.
+    pulled images. Skips when there is none.
     """
-    paths = _named("KVMKIT_TEST_KERNELS") or sorted(_cache().glob("images/**/vmlinuz-*"))
-    found = {path.name.removeprefix("vmlinuz-"): path for path in paths if path.is_file()}
+    found = _named("KVMKIT_TEST_KERNELS") or {
+        image.release: Path(image.kernel) for image in list_images() if image.kernel
+    }
     if not found:
         pytest.skip("no kernel: kvmkit image pull linux-image-cloud-amd64")
     return found
@@ -38,16 +44,17 @@ def kernels() -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def kernel(kernels: dict[str, Path]) -> Path:
-    """The kernel for tests that need only one: the smallest, a cloud kernel if there is one."""
-    return min(kernels.values(), key=lambda path: ("cloud" not in path.name, path.name))
+    """The kernel for tests that need only one: a cloud kernel if there is one."""
+    release = min(kernels, key=lambda release: ("cloud" not in release, release))
+    return kernels[release]
 
 
 @pytest.fixture(scope="session")
 def busybox() -> Path:
-    """A static busybox, from KVMKIT_TEST_BUSYBOX, the cache, or the host. Skips without one."""
+    """A static busybox: KVMKIT_TEST_BUSYBOX, the pulled one, or the host's. Skips without one."""
     named = os.environ.get("KVMKIT_TEST_BUSYBOX")
-    places = [Path(named)] if named else sorted(_cache().glob("images/**/bin/busybox"))
-    for path in [*places, Path("/bin/busybox")]:
+    pulled = [Path(image.busybox) for image in list_images() if image.busybox]
+    for path in [Path(named)] if named else [*pulled, Path("/bin/busybox")]:
         if path.is_file() and _is_static(path):
             return path
     pytest.skip("no static busybox: kvmkit image pull busybox-static")

@@ -23,10 +23,10 @@ COMMAND = Command(
     words="bash|zsh|fish",
     most_words=1,
     notes="""
-To use it now:   source <(kvmkit completion bash)
-For every shell: kvmkit completion bash > ~/.local/share/bash-completion/completions/kvmkit
-                 kvmkit completion zsh  > "${fpath[1]}/_kvmkit"
-                 kvmkit completion fish > ~/.config/fish/completions/kvmkit.fish
+To use it:   source <(kvmkit completion bash)
+To keep it:  kvmkit completion bash > /etc/bash_completion.d/kvmkit
+             kvmkit completion zsh  > "${fpath[1]}/_kvmkit"
+             kvmkit completion fish > ~/.config/fish/completions/kvmkit.fish
 """,
 )
 

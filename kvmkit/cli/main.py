@@ -37,9 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import sys
 
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _fill_standard_descriptors()
     try:
         code = _dispatch(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return EXIT_SIGNAL + _SIGINT
@@ -63,14 +65,17 @@ def _dispatch(words: list[str]) -> int:
         print(_overview())
         return 0 if words else 2
     if name in ("-V", "--version"):
-        return _dispatch(["version"])
+        return _dispatch(["version", *words[1:]])
     from kvmkit.cli.options import closest
     from kvmkit.errors import UsageError
 
-    what = "option" if name.startswith("-") else "command"
+    if name.startswith("-"):
+        what, known = "option", ["--help", "--version"]
+    else:
+        what, known = "command", list(COMMANDS)
     raise UsageError(
-        f"unknown {what} {name!r}, expected one of {', '.join(COMMANDS)}",
-        closest(name, COMMANDS, "did you mean 'kvmkit {}'?") or "see kvmkit --help",
+        f"unknown {what} {name!r}, expected one of {', '.join(known)}",
+        closest(name, known, "did you mean 'kvmkit {}'?") or "see kvmkit --help",
     )
 
 
@@ -90,7 +95,6 @@ def _overview() -> str:
 def _explain(error: Exception) -> int:
     """Tell ``error`` on stderr and give its exit code."""
     import os
-    import sys
 
     from kvmkit.errors import FileTrouble, KvmkitError
 
@@ -106,20 +110,29 @@ def _explain(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    _say(sys.stderr.fileno(), text, hint)
+    _say(text, hint)
     return code
 
 
-def _say(descriptor: int, text: str, hint: str) -> None:
+def _say(text: str, hint: str) -> None:
     """One line for the error and one for the hint; a closed stderr is no further trouble."""
     import os
 
     line = " ".join(text.split())
     message = f"kvmkit: {line}\n" + (f"  hint: {' '.join(hint.split())}\n" if hint else "")
     try:
-        os.write(descriptor, message.encode(errors="surrogateescape"))
+        os.write(2, message.encode(errors="surrogateescape"))
     except OSError:
         pass
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what the caller has closed, or a file of ours would become stdin, stdout or stderr."""
+    import os
+
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _drop_output() -> None:

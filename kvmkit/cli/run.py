@@ -15,21 +15,22 @@ MOST_CPUS = 64
 
 COMMAND = Command(
     "kvmkit run",
-    "Boot a Linux kernel in a virtual machine: to a shell, or to run one command in it.",
+    "Boot a Linux kernel in a virtual machine, to a shell or to run one command.",
     (
         Option(
             "-k --kernel",
             "FILE",
-            "bzImage, vmlinux or PVH kernel, or a pulled image's name\n"
-            "(default: arch/x86/boot/bzImage, bzImage, the pulled\n"
-            "image, /boot/vmlinuz-$(uname -r), whichever is there)",
+            "bzImage, vmlinux or PVH kernel, or a pulled image's\n"
+            "name (default, whichever is there first:\n"
+            "arch/x86/boot/bzImage, bzImage, the pulled image,\n"
+            "/boot/vmlinuz-$(uname -r))",
             complete="file",
         ),
         Option(
             "-i --initrd",
             "FILE",
-            "initial RAM disk; several are put one after the other\n"
-            "(default: a busybox with a shell)",
+            "initial RAM disk; several are put one after the\n"
+            "other (default: a busybox with a shell)",
             repeat=True,
             complete="file",
         ),
@@ -51,14 +52,15 @@ COMMAND = Command(
         Option(
             "--engine",
             "ENGINE",
-            "auto, kvm or soft (default: auto; kvmkit doctor says\nwhich one that is here)",
+            "auto, kvm or soft (default: auto; kvmkit doctor\nsays which one that is here)",
             default="auto",
             choices=("auto", "kvm", "soft"),
         ),
         Option(
             "--console",
             "WHERE",
-            "the guest's first serial port: tty (this terminal),\nnone, or a file to write to",
+            "the guest's first serial port: tty (this terminal,\n"
+            "the default), none, or a file to write to",
             default="tty",
             complete="file",
         ),
@@ -77,7 +79,7 @@ COMMAND = Command(
         Option(
             "--hang-timeout",
             "SECONDS",
-            "a boot without output for that time hangs (default: 60)",
+            "a boot that prints nothing for that time hangs\n(default: 60)",
             convert=seconds,
             default=60.0,
         ),
@@ -87,18 +89,18 @@ COMMAND = Command(
     rest="[-- COMMAND [ARGUMENT...]]",
     most_words=1,
     notes="""
-In the VM:  Ctrl-a x  end it        Ctrl-a c  kvmkit's prompt (pause, reset, ...)
+In the VM:  Ctrl-a x  end it    Ctrl-a c  kvmkit's prompt (pause, reset, ...)
             Ctrl-a h  all keys
 
 kvmkit run -- COMMAND ends with the command's exit status; its input and output
 are this command's, and may be pipes. Kernel messages are not shown then
 (see --kernel-log). Exit codes of kvmkit's own: 110 panic, 111 triple fault,
-112 hang, 113 reboot, 114 engine error, 117-123 errors before the start,
+112 hang, 113 reboot, 114 engine error, 116-123 errors before the start,
 124 timeout, 125 internal error.
 
 Examples:
-  kvmkit run                                boot the kernel that is there to a shell
-  kvmkit run -k bzImage -m 1G -c 4          your own kernel, 1 GiB, 4 CPUs
+  kvmkit run                         boot the kernel that is there to a shell
+  kvmkit run -k bzImage -m 1G -c 4   your own kernel, 1 GiB, 4 CPUs
   kvmkit run -k bzImage -- sh -c 'dmesg | tail'
   kvmkit run -i root.cpio.gz -p 'rdinit=/bin/sh quiet'
 """,

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from kvmkit.board.power import Ending
     from kvmkit.cli.options import Parsed
 
-__all__ = ["run"]
+__all__ = ["Stage", "find_kernel", "first_kernel", "report", "run"]
 
-QUIET = "loglevel=0"
-"""For a command's output to be only that. A panic speaks up nevertheless: Linux
-``kernel/panic.c``, ``console_verbose()``."""
+QUIET = "loglevel=1"
+"""For a command's output to be only that. Not 0, with which even a panic is
+silent: Linux ``include/linux/printk.h``, ``console_verbose()``."""
 
 LOG_ONLY = "console=ttyS1 KVMKIT_CONSOLE=ttyS0"
 """With a kernel log: the kernel's messages to it, the command to the console."""
@@ -140,13 +140,19 @@ class Stage:
         if command is not None:
             from kvmkit.guest.command import command_archive
 
-            archive = command_archive(command, self._environment(), mode=self.mode)
+            archive = command_archive(command, mode=self.mode)
             archives.append(self._memory_file(archive))
         return archives
 
-    def _environment(self) -> dict[str, str]:
+    def _terminal_parameters(self) -> list[str]:
+        """What the guest's init is to know of the terminal. The kernel hands words with an
+        equals sign that it does not know to init as environment (its ``kernel-parameters.rst``)."""
+        size = self._terminal.size()
+        words = [f"KVMKIT_ROWS={size[0]} KVMKIT_COLUMNS={size[1]}"] if size else []
         term = os.environ.get("TERM", "")
-        return {"TERM": term} if self.mode == "tty" and term else {}
+        if term.isascii() and term.replace("-", "").replace("+", "").replace(".", "").isalnum():
+            words.append(f"TERM={term}")
+        return words
 
     def _parameters(self, command: list[str] | None) -> str:
         """The kernel's parameters: ours, then the user's, which win."""
@@ -155,9 +161,8 @@ class Stage:
         if command is not None:
             log = self._options["kernel_log"]
             words.append(QUIET if log is None else LOG_ONLY)
-        size = self._terminal.size() if self.mode == "tty" else None
-        if size and not self._options["initrd"]:
-            words.append(f"KVMKIT_ROWS={size[0]} KVMKIT_COLUMNS={size[1]}")
+        if self.mode == "tty" and not self._options["initrd"]:
+            words += self._terminal_parameters()
         return " ".join(filter(None, [*words, given]))
 
     def _console(self) -> int | None:
@@ -191,7 +196,7 @@ def find_kernel(named: str | None, words: list[str], has_command: bool) -> str:
         raise UsageError(f"two kernels, {named!r} and {words[0]!r}; expected one")
     name = words[0] if words else named
     if name is None:
-        return _first_kernel()
+        return first_kernel()
     if not os.path.lexists(name):
         if "/" not in name:
             from kvmkit.images import NoSuchImage, get_image
@@ -213,7 +218,8 @@ def find_kernel(named: str | None, words: list[str], has_command: bool) -> str:
     return name
 
 
-def _first_kernel() -> str:
+def first_kernel() -> str:
+    """The kernel that is booted when none is named. Raises BadKernel when there is none."""
     from pathlib import Path
 
     from kvmkit.boot.find import find_kernel as find
