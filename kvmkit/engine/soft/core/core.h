@@ -29,6 +29,8 @@
 #define MAX_RAM_SLOTS 32
 #define MAX_VCPUS 64
 #define MAX_CPUID 64
+#define LOCAL_MAX 256
+#define LOCAL_CODE_MAX 16
 
 /* A field of one of Unicorn's structures, by offset. */
 #define FIELD(type, base, offset) (*(type *)((char *)(base) + (offset)))
@@ -78,6 +80,10 @@ struct vcpu {
     uint32_t cflags_next_tb;
     bool halted, waiting_for_sipi;
     atomic_bool interrupt, nmi; /* lines from its local APIC */
+    uint64_t large_pages[16], huge_pages; /* filters: regions with pieces of large pages */
+    uint32_t local[LOCAL_MAX], local_count;   /* TLB entries that are not global */
+    uint64_t local_code[LOCAL_CODE_MAX];      /* their pages that code was run from */
+    uint32_t local_code_count;
     uint64_t apic_page;         /* physical address of its xAPIC page, or ~0 */
     struct cpuid_leaf cpuid[MAX_CPUID];
     int cpuid_count;
@@ -119,7 +125,7 @@ struct machine {
     atomic_bool pause_hint;
 
     uint64_t stat_fills, stat_io, stat_mmio, stat_interrupts, stat_exceptions, stat_switches,
-        stat_msr, stat_halts, stat_smc;
+        stat_msr, stat_halts, stat_smc, stat_invlpg, stat_flushes;
 };
 
 extern __thread struct machine *self_machine __attribute__((tls_model("initial-exec")));
@@ -130,6 +136,7 @@ struct ram_slot *ram_find(struct machine *m, uint64_t paddr);
 bool mmu_fill(void *cpu, uint64_t addr, int size, int access, int mmu_idx, bool probe,
               uintptr_t retaddr);
 void *mmu_fake_mapping(uc_engine *uc, uint64_t address);
+void mmu_new_tables(struct machine *m);
 bool mmu_translate(struct machine *m, void *env, uint64_t addr, uint64_t *paddr);
 
 /* cpu.c */
@@ -173,6 +180,7 @@ extern void cpu_loop_exit_x86_64(void *cpu) __attribute__((noreturn));
 extern void x86_cpu_do_interrupt_x86_64(void *cpu);
 extern void do_interrupt_x86_hardirq_x86_64(void *env, int number, int is_hw);
 extern void tlb_flush_x86_64(void *cpu);
+extern void tb_flush_jmp_cache_x86_64(void *cpu, uint64_t addr);
 extern void tb_flush_x86_64(void *cpu);
 extern void tb_invalidate_phys_page_fast_x86_64(uc_engine *uc, void *pages, uint64_t start, int len,
                                                 uintptr_t retaddr);

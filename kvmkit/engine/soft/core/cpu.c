@@ -281,7 +281,7 @@ void __wrap_helper_wrmsr_x86_64(void *env)
         raise_gp(env, RETADDR);
 }
 
-/* ---- CR8, the task priority ---- */
+/* ---- CR3, and CR8, the task priority ---- */
 
 extern uint64_t __real_helper_read_crN_x86_64(void *env, int index);
 extern void __real_helper_write_crN_x86_64(void *env, int index, uint64_t value);
@@ -311,6 +311,14 @@ void __wrap_helper_write_crN_x86_64(void *env, int index, uint64_t value)
     struct machine *m = M;
     PyObject *result;
 
+    if (index == 3) {
+        if ((ENV(uint32_t, HFLAGS) & HF(LMA)) && value >> 40)
+            raise_gp(env, RETADDR);
+        FIELD(uint64_t, env, ENV_CR + 24) = value;
+        if (FIELD(uint64_t, env, ENV_CR) >> 31 & 1)
+            mmu_new_tables(m);
+        return;
+    }
     if (index != 8) {
         __real_helper_write_crN_x86_64(env, index, value);
         return;

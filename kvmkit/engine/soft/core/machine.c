@@ -400,6 +400,7 @@ static PyObject *machine_set_apic_page(struct machine *m, PyObject *args)
     if (!m->uc)
         return PyErr_Format(PyExc_ValueError, "the machine is closed");
     m->vcpu[index].apic_page = address;
+    M = m;
     if (index == m->current)
         tlb_flush_x86_64(m->cpu);
     Py_RETURN_NONE;
@@ -475,6 +476,7 @@ static PyObject *machine_invalidate(struct machine *m, PyObject *args)
         return NULL;
     if (m->running && M != m)
         return PyErr_Format(PyExc_RuntimeError, "the machine is running");
+    M = m;
     if (m->uc && size)
         tb_invalidate_phys_range_x86_64(m->uc, start, start + size);
     Py_RETURN_NONE;
@@ -497,10 +499,11 @@ static PyObject *machine_translate(struct machine *m, PyObject *args)
 static PyObject *machine_stats(struct machine *m, PyObject *none)
 {
     (void)none;
-    return Py_BuildValue("{sKsKsKsKsKsKsKsKsK}", "tlb_fills", m->stat_fills, "port_io", m->stat_io,
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsK}", "tlb_fills", m->stat_fills, "port_io", m->stat_io,
                          "mmio", m->stat_mmio, "msr", m->stat_msr, "interrupts",
                          m->stat_interrupts, "exceptions", m->stat_exceptions, "switches",
-                         m->stat_switches, "idle", m->stat_halts, "code_writes", m->stat_smc);
+                         m->stat_switches, "idle", m->stat_halts, "code_writes", m->stat_smc,
+                         "invlpg", m->stat_invlpg, "tlb_flushes", m->stat_flushes);
 }
 
 static PyMethodDef machine_methods[] = {

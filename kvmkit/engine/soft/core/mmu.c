@@ -14,6 +14,7 @@
 #define PTE_A 0x20ull
 #define PTE_D 0x40ull
 #define PTE_PS 0x80ull
+#define PTE_G 0x100ull
 #define PTE_NX (1ull << 63)
 #define PTE_ADDR 0x000ffffffffff000ull
 /* Physical address bits above the 40 that CPUID announces are reserved. */
@@ -33,13 +34,16 @@
 #define CR0_PG (1ull << 31)
 #define CR4_PSE (1ull << 4)
 #define CR4_PAE (1ull << 5)
+#define CR4_PGE (1ull << 7)
 #define CR4_SMEP (1ull << 20)
 #define EFER_NXE (1ull << 11)
 
 struct tlb_entry {
     uint64_t read, write, code, paddr;
     uintptr_t addend;
-    uint64_t spare[3];
+    uint64_t size;  /* of the page it is a piece of */
+    uint64_t local; /* not a global page: a new CR3 drops it */
+    uint64_t spare;
 };
 _Static_assert(sizeof(struct tlb_entry) == SIZEOF_TLBE, "TLB entry");
 _Static_assert(TLBE_ADDR_WRITE == 8 && TLBE_ADDR_CODE == 16 && TLBE_PADDR == 24 &&
@@ -104,26 +108,27 @@ static inline bool entry_has_page(const struct tlb_entry *e, uint64_t page)
     return hit(e->read, page) || hit(e->write, page) || hit(e->code, page);
 }
 
-/* Large pages are entered 4 KiB at a time; remember the area they cover so that
- * INVLPG inside it flushes everything (as Unicorn's tlb_flush_page expects). */
-static void note_large_page(char *desc, uint64_t addr, uint64_t size)
+/* Large pages are entered 4 KiB at a time. INVLPG anywhere in one must find all of
+ * its pieces; these filters say which 2 MiB and 1 GiB regions can have any. */
+static inline void note_large_page(struct vcpu *v, uint64_t addr, uint64_t size)
 {
-    uint64_t lp_addr = FIELD(uint64_t, desc, TLBD_LARGE_PAGE_ADDR);
-    uint64_t lp_mask = ~(size - 1);
+    if (size >= 1ull << 30)
+        v->huge_pages |= 1ull << (addr >> 30 & 63);
+    else
+        v->large_pages[addr >> 27 & 15] |= 1ull << (addr >> 21 & 63);
+}
 
-    if (lp_addr == ~0ull) {
-        lp_addr = addr;
-    } else {
-        lp_mask &= FIELD(uint64_t, desc, TLBD_LARGE_PAGE_MASK);
-        while (((lp_addr ^ addr) & lp_mask) != 0)
-            lp_mask <<= 1;
-    }
-    FIELD(uint64_t, desc, TLBD_LARGE_PAGE_ADDR) = lp_addr & lp_mask;
-    FIELD(uint64_t, desc, TLBD_LARGE_PAGE_MASK) = lp_mask;
+/* Entries of pages that are not global are listed, so that a new CR3 drops them
+ * and nothing else; a list that is full means: drop everything. */
+static inline void note_local(struct vcpu *v, int mmu_idx, size_t index)
+{
+    if (v->local_count < LOCAL_MAX)
+        v->local[v->local_count] = (uint32_t)index << 2 | (uint32_t)mmu_idx;
+    v->local_count++;
 }
 
 static void tlb_insert(void *env, uint64_t addr, uint64_t paddr, int readable, int writable,
-                       int executable, int mmu_idx, uint64_t page_size)
+                       int executable, int mmu_idx, uint64_t page_size, bool local)
 {
     struct machine *m = M;
     void *tlb = env_tlb(env);
@@ -136,7 +141,7 @@ static void tlb_insert(void *env, uint64_t addr, uint64_t paddr, int readable, i
 
     paddr &= PAGE_MASK;
     if (page_size > PAGE_SIZE)
-        note_large_page(desc, page, page_size);
+        note_large_page(&m->vcpu[m->current], page, page_size);
     FIELD(uint16_t, tlb, TLB_C + TLBC_DIRTY) |= 1u << mmu_idx;
     for (int i = 0; i < K_CPU_VTLB_SIZE; i++) {
         if (entry_has_page(&victims[i], page)) {
@@ -171,6 +176,10 @@ static void tlb_insert(void *env, uint64_t addr, uint64_t paddr, int readable, i
         flags = write_flags = K_TLB_MMIO;
     }
     e->paddr = paddr;
+    e->size = page_size;
+    e->local = local;
+    if (local)
+        note_local(&m->vcpu[m->current], mmu_idx, index);
     e->read = readable ? page | flags : ~0ull;
     e->write = writable ? page | write_flags : ~0ull;
     e->code = executable ? page | flags : ~0ull;
@@ -178,6 +187,117 @@ static void tlb_insert(void *env, uint64_t addr, uint64_t paddr, int readable, i
     iotlb[index].attrs = 0;
     FIELD(size_t, desc, TLBD_N_USED_ENTRIES)++;
     m->stat_fills++;
+}
+
+static void drop_entry(char *desc, struct tlb_entry *e)
+{
+    memset(e, -1, sizeof *e);
+    FIELD(size_t, desc, TLBD_N_USED_ENTRIES)--;
+}
+
+/* Drop all pieces of pages of at least ``size`` bytes in the region around ``addr``. */
+static void flush_region(void *env, uint64_t addr, uint64_t size)
+{
+    void *tlb = env_tlb(env);
+    uint64_t region = addr & ~(size - 1);
+
+    for (int mode = 0; mode < K_NB_MMU_MODES; mode++) {
+        char *fast = tlb_fast(tlb, mode), *desc = tlb_desc(tlb, mode);
+        struct tlb_entry *table = FIELD(struct tlb_entry *, fast, TLBF_TABLE);
+        size_t n = (FIELD(uint64_t, fast, TLBF_MASK) >> K_CPU_TLB_ENTRY_BITS) + 1;
+        struct tlb_entry *victims = (struct tlb_entry *)(desc + TLBD_VTABLE);
+
+        for (size_t i = 0; i < n + K_CPU_VTLB_SIZE; i++) {
+            struct tlb_entry *e = i < n ? &table[i] : &victims[i - n];
+            uint64_t tag = e->read & e->write & e->code; /* a missing right is all ones */
+
+            if (tag != ~0ull && e->size >= size && (tag & ~(size - 1)) == region)
+                drop_entry(desc, e);
+        }
+    }
+    memset((char *)env_cpu(env) + CPU_TB_JMP_CACHE, 0, K_TB_JMP_CACHE_SIZE * sizeof(void *));
+}
+
+/* INVLPG. Unicorn's own flushes everything once a large page was met. */
+void __wrap_tlb_flush_page_x86_64(void *cpu, uint64_t addr)
+{
+    void *env = CPU(void *, ENV_PTR), *tlb = env_tlb(env);
+    struct vcpu *v = &M->vcpu[M->current];
+    uint64_t page = addr & PAGE_MASK;
+
+    for (int mode = 0; mode < K_NB_MMU_MODES; mode++) {
+        char *desc = tlb_desc(tlb, mode);
+        struct tlb_entry *victims = (struct tlb_entry *)(desc + TLBD_VTABLE);
+        size_t index;
+        struct tlb_entry *e = tlb_lookup(tlb, mode, page, &index);
+
+        if (entry_has_page(e, page))
+            drop_entry(desc, e);
+        for (int i = 0; i < K_CPU_VTLB_SIZE; i++)
+            if (entry_has_page(&victims[i], page))
+                drop_entry(desc, &victims[i]);
+    }
+    tb_flush_jmp_cache_x86_64(cpu, page);
+    if (v->large_pages[addr >> 27 & 15] >> (addr >> 21 & 63) & 1)
+        flush_region(env, addr, 1ull << 21);
+    if (v->huge_pages >> (addr >> 30 & 63) & 1)
+        flush_region(env, addr, 1ull << 30);
+    M->stat_invlpg++;
+}
+
+/* Any flush of everything: the filters start afresh when nothing is left. */
+extern void __real_tlb_flush_x86_64(void *cpu);
+
+void __wrap_tlb_flush_x86_64(void *cpu)
+{
+    struct vcpu *v = &M->vcpu[M->current];
+
+    __real_tlb_flush_x86_64(cpu);
+    memset(v->large_pages, 0, sizeof v->large_pages);
+    v->huge_pages = 0;
+    v->local_count = v->local_code_count = 0;
+    M->stat_flushes++;
+}
+
+/* A new CR3: what is not global goes (SDM vol. 3, 4.10.4.1). */
+void mmu_new_tables(struct machine *m)
+{
+    void *env = m->env, *tlb = env_tlb(env);
+    struct vcpu *v = &m->vcpu[m->current];
+    bool crowded = false;
+
+    /* Unicorn's flush also fits the TLB's size to its use: let it, when it is crowded */
+    for (int mode = 0; mode < K_NB_MMU_MODES; mode++) {
+        size_t n = (FIELD(uint64_t, tlb_fast(tlb, mode), TLBF_MASK) >> K_CPU_TLB_ENTRY_BITS) + 1;
+
+        crowded |= FIELD(size_t, tlb_desc(tlb, mode), TLBD_N_USED_ENTRIES) > n - n / 4;
+    }
+    if (crowded || v->local_count > LOCAL_MAX) {
+        tlb_flush_x86_64(m->cpu);
+        return;
+    }
+    for (uint32_t i = 0; i < v->local_count; i++) {
+        int mode = v->local[i] & 3;
+        struct tlb_entry *e = FIELD(struct tlb_entry *, tlb_fast(tlb, mode), TLBF_TABLE) +
+                              (v->local[i] >> 2);
+
+        if ((e->read & e->write & e->code) != ~0ull && e->local)
+            drop_entry(tlb_desc(tlb, mode), e);
+    }
+    for (int mode = 0; mode < K_NB_MMU_MODES; mode++) {
+        char *desc = tlb_desc(tlb, mode);
+        struct tlb_entry *victims = (struct tlb_entry *)(desc + TLBD_VTABLE);
+
+        for (int i = 0; i < K_CPU_VTLB_SIZE; i++)
+            if ((victims[i].read & victims[i].write & victims[i].code) != ~0ull && victims[i].local)
+                drop_entry(desc, &victims[i]);
+    }
+    if (v->local_code_count > LOCAL_CODE_MAX)
+        memset((char *)m->cpu + CPU_TB_JMP_CACHE, 0, K_TB_JMP_CACHE_SIZE * sizeof(void *));
+    else
+        for (uint32_t i = 0; i < v->local_code_count; i++)
+            tb_flush_jmp_cache_x86_64(m->cpu, v->local_code[i]);
+    v->local_count = v->local_code_count = 0;
 }
 
 /* The host address of a page-table entry, or NULL where there is no RAM. */
@@ -190,7 +310,7 @@ static inline void *table_entry(uint64_t paddr)
 
 struct walk {
     uint64_t paddr, size;
-    bool readable, writable, executable;
+    bool readable, writable, executable, global;
     int error; /* page-fault error code when the walk failed */
 };
 
@@ -211,6 +331,7 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
         w->paddr &= (uint64_t)(int64_t)ENV(int32_t, A20_MASK);
         w->size = PAGE_SIZE;
         w->readable = w->writable = w->executable = true;
+        w->global = false;
         return true;
     }
     if (!(efer & EFER_NXE))
@@ -294,6 +415,7 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
         if (!(pte & PTE_D))
             w->writable = false; /* the first store must come back for the dirty bit */
     }
+    w->global = (pte & PTE_G) && (cr4 & CR4_PGE);
     w->paddr |= addr & (w->size - 1);
     w->paddr &= (uint64_t)(int64_t)ENV(int32_t, A20_MASK);
     return true;
@@ -348,7 +470,8 @@ bool mmu_fill(void *cpu, uint64_t addr, int size, int access, int mmu_idx, bool 
         FIELD(uint64_t, env, ENV_CR + 16) = addr;
         raise_exception_err_ra_x86_64(env, EXC_PF, w.error, retaddr);
     }
-    tlb_insert(env, addr, w.paddr, w.readable, w.writable, w.executable, mmu_idx, w.size);
+    tlb_insert(env, addr, w.paddr, w.readable, w.writable, w.executable, mmu_idx, w.size,
+               !w.global);
     return true;
 }
 
@@ -693,7 +816,22 @@ HELPER_STORE(stq, uint64_t, 8)
 
 static struct tlb_entry *code_entry(void *env, uint64_t addr)
 {
-    return entry_for(env, addr, 0, ACCESS_FETCH, data_mmu_index(env), 0, TLBE_ADDR_CODE);
+    struct tlb_entry *e =
+        entry_for(env, addr, 0, ACCESS_FETCH, data_mmu_index(env), 0, TLBE_ADDR_CODE);
+
+    /* whatever enters the jump cache was looked up here first */
+    if (e->local) {
+        struct vcpu *v = &M->vcpu[M->current];
+        uint32_t n = v->local_code_count;
+
+        if (n == 0 || n > LOCAL_CODE_MAX || v->local_code[n - 1] != (addr & PAGE_MASK)) {
+            if (n < LOCAL_CODE_MAX)
+                v->local_code[n] = addr & PAGE_MASK;
+            if (n <= LOCAL_CODE_MAX)
+                v->local_code_count++;
+        }
+    }
+    return e;
 }
 
 static uint64_t fetch(void *env, uint64_t addr, int size)
