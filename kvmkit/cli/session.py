@@ -24,6 +24,13 @@ silent: Linux ``include/linux/printk.h``, ``console_verbose()``."""
 LOG_ONLY = "console=ttyS1 KVMKIT_CONSOLE=ttyS0"
 """With a kernel log: the kernel's messages to it, the command to the console."""
 
+SCRIPT = ["sh", "-c", ". /proc/self/fd/0"]
+"""A shell that reads commands from its input. Plain ``sh`` would take the guest's
+terminal, which carries the pipe, for a person and greet him."""
+
+ENDS_OF_INPUT = 32
+"""A pipe ends for everyone who reads on, a terminal once per Ctrl-d."""
+
 
 def run(options: Parsed) -> int:
     """Boot, attend, report; the exit code."""
@@ -32,6 +39,7 @@ def run(options: Parsed) -> int:
             vm = stage.make_vm()
             console = Console(terminal, vm, vm.send, lambda *size: _resize(vm, *size))
             vm.on_end(lambda ending: console.end())
+            stage.prepare(vm)
             try:
                 vm.start()
                 stage.connect(vm)
@@ -87,19 +95,25 @@ class Stage:
             **more,
         )
 
+    def prepare(self, vm: VM) -> None:
+        """Join what is to be joined before the start: a pipe waits until the guest is ready."""
+        if self.mode == "pipe":
+            vm.on_report(lambda word, rest: self._attach_pipe(vm) if word == "ready" else None)
+
     def connect(self, vm: VM) -> None:
-        """What can only be joined to a machine that is there: piped input, screen modes."""
+        """Join what needs a machine that is there: a look at what goes to the screen."""
         if self.mode == "tty":
             vm.board.serial.console.add_tap(self._terminal.note)
-        elif self.mode == "pipe":
-            from kvmkit.guest.console_input import END_OF_INPUT, encode_input
 
-            entry = vm.board.serial.input
-            entry.attach(
-                self._terminal.input,
-                filter=encode_input,
-                at_end=lambda: entry.feed(END_OF_INPUT),
-            )
+    def _attach_pipe(self, vm: VM) -> None:
+        from kvmkit.guest.console_input import END_OF_INPUT, encode_input
+
+        entry = vm.board.serial.input
+        entry.attach(
+            self._terminal.input,
+            filter=encode_input,
+            at_end=lambda: entry.feed(END_OF_INPUT * ENDS_OF_INPUT),
+        )
 
     def _choose_mode(self) -> str:
         """How the guest sees its console, one of :data:`kvmkit.guest.command.MODES`."""
@@ -119,7 +133,7 @@ class Stage:
                 raise UsageError("-- is followed by a command", "kvmkit run -- uname -a")
             return rest
         if self.mode == "pipe" and not self._options["initrd"]:
-            return ["sh"]
+            return SCRIPT
         return None
 
     def _initrds(self, command: list[str] | None) -> list[str]:
