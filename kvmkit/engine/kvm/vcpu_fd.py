@@ -279,7 +279,7 @@ class VcpuFd:
         try:
             self.map.close()
         except BufferError:
-            pass  # somebody still holds a view of it; it goes with the last of them
+            pass  # somebody still holds a view; the map, and its own descriptor, go with the last
 
     def __enter__(self) -> Self:
         return self
