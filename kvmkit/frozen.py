@@ -60,7 +60,7 @@ class _RecordType(type):
     _names: tuple[str, ...]
     _defaults: dict[str, Any]
     _puts: tuple[Callable[[object, Any], None], ...]
-    _keywords_only: bool
+    _positions: int  # how many arguments may have no name
 
     def __new__(
         mcs,
@@ -79,7 +79,7 @@ class _RecordType(type):
                 names += base._names
                 puts += base._puts
                 defaults |= base._defaults
-                kw_only |= base._keywords_only
+                kw_only |= base._positions < len(base._names)
         for key in own:
             if key in namespace:
                 default = defaults[key] = namespace.pop(key)
@@ -99,7 +99,7 @@ class _RecordType(type):
         cls._names = names
         cls._puts = puts + tuple([members[key].__set__ for key in own])
         cls._defaults = defaults
-        cls._keywords_only = kw_only
+        cls._positions = 0 if kw_only else len(names)
         return cls
 
     @property
@@ -127,10 +127,9 @@ class Record(metaclass=_RecordType):
     else:
 
         def __init__(self, *values: Any, **named: Any) -> None:
-            cls = type(self)
-            if named or len(values) != len(cls._names) or cls._keywords_only:
-                values = _arrange(cls, values, named)
-            for put, value in zip(cls._puts, values):  # noqa: B905 - strict= costs, lengths agree
+            if named or len(values) != self._positions:
+                values = _arrange(type(self), values, named)
+            for put, value in zip(self._puts, values):  # noqa: B905 - strict= costs, lengths agree
                 put(self, value)
 
         __dataclass_fields__ = property(lambda self: type(self).__dataclass_fields__)
@@ -204,8 +203,8 @@ def _arrange(cls: _RecordType, given: tuple[Any, ...], named: dict[str, Any]) ->
     """The arguments of a call in the order of the fields, the defaults for those not given."""
     names, defaults = cls._names, cls._defaults
     call = f"{cls.__qualname__}.__init__()"
-    if len(given) > (0 if cls._keywords_only else len(names)):
-        most = 1 if cls._keywords_only else len(names) + 1
+    if len(given) > cls._positions:
+        most = cls._positions + 1
         raise TypeError(f"{call} takes {most} positional arguments but {len(given) + 1} were given")
     values = list(given)
     missing = []
