@@ -10,12 +10,15 @@ SCI_EN reads 1 always (section 4.8.2.5 allows machines that are ACPI only).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
-
-from kvmkit.devices.device import Clock, Line
 from kvmkit.devices.registers import read_bytes, write_bytes
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+    from kvmkit.devices.device import Clock, Line
 
 __all__ = ["AcpiPm", "AcpiPmState", "EventBlock", "Pm1Control", "PmTimer"]
 
@@ -51,8 +54,7 @@ PM1_CONTROL_KEPT: Final = BM_RLD | SLP_TYP_MASK
 GPE0_BITS: Final = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class AcpiPmState:
+class AcpiPmState(Record):
     """The fixed hardware at rest. ``timer_base`` is the guest time (ns) at which
     the PM timer was 0; ``toggles`` how often its top bit has changed and was seen."""
 

@@ -5,13 +5,16 @@ Intel SDM vol. 3, 11.6 (IPIs), 11.6.2.4 (lowest priority), 11.8.5 (EOI broadcast
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 from kvmkit.devices.apic_message import ApicMessage, DeliveryMode, Shorthand
 from kvmkit.devices.ioapic import IoApic
 from kvmkit.devices.lapic import LocalApic
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["ApicBus", "ApicBusState"]
 
@@ -22,8 +25,7 @@ CACHED_DESTINATIONS = 1024
 _ident = attrgetter("ident")
 
 
-@dataclass(frozen=True, slots=True)
-class ApicBusState:
+class ApicBusState(Record):
     """``last`` is the APIC ID that took the last lowest-priority message, -1 at first."""
 
     last: int = -1

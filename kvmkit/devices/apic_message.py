@@ -7,8 +7,9 @@ names its destination, what to do there (the delivery mode) and the vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from kvmkit.frozen import Record
 
 __all__ = ["BROADCAST", "MODES", "ApicMessage", "DeliveryMode", "Shorthand"]
 
@@ -55,8 +56,7 @@ class Shorthand(IntEnum):
     OTHERS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ApicMessage:
+class ApicMessage(Record):
     """One interrupt message.
 
     ``destination`` is an APIC ID, or a logical destination when ``logical``:

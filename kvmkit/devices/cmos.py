@@ -9,7 +9,10 @@ QEMU).
 from __future__ import annotations
 
 from struct import pack_into
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["CMOS_SIZE", "initial_memory"]
 

@@ -10,17 +10,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 __all__ = ["DebugConsole", "ExitPort", "PostCode", "PostCodeState"]
 
 DEBUG_CONSOLE_PRESENT: Final = 0xE9
 
 
-@dataclass(frozen=True, slots=True)
-class PostCodeState:
+class PostCodeState(Record):
     """The last code written."""
 
     code: int

@@ -8,12 +8,16 @@ calls it, one call at a time, under the board's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Protocol, TypeAlias
+else:
+    Protocol = object  # typing takes 3 ms to import
 
 __all__ = ["Clock", "Device", "Line", "Timer"]
 
-Line = Callable[[bool], None]
+Line: TypeAlias = "Callable[[bool], None]"
 """An interrupt or other signal line: call it with the new level. Calling it
 with the level it has is allowed and does nothing."""
 
@@ -66,7 +70,7 @@ class Device(Protocol):
         """Go to the power-on state."""
 
     def state(self) -> Any:
-        """The whole state, as a frozen dataclass of plain values."""
+        """The whole state, as a record of plain values (:class:`kvmkit.frozen.Record`)."""
 
     def restore(self, state: Any) -> None:
         """Become ``state``; lines are driven and timers armed as it says."""

@@ -10,12 +10,16 @@ byte 0xfe comes back with the status register's time-out bit, at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
 
-from kvmkit.devices.device import Line
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+    from kvmkit.devices.device import Line
 
 __all__ = ["I8042", "I8042State", "Source"]
 
@@ -81,8 +85,7 @@ class Source(IntEnum):
     AUX = 2
 
 
-@dataclass(frozen=True, slots=True)
-class I8042State:
+class I8042State(Record):
     """The controller at rest. ``expects`` is the command whose data byte is
     awaited at port 0x60, 0 for none."""
 

@@ -7,10 +7,12 @@ and end-of-interrupt messages that name a vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from kvmkit.devices.apic_message import MODES, ApicMessage, DeliveryMode
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["IoApic", "IoApicState"]
 
@@ -44,8 +46,7 @@ WRITABLE = 0xFF << DESTINATION_SHIFT | 0x1AFFF & ~(1 << 12)
 LOW_HALF = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class IoApicState:
+class IoApicState(Record):
     """``redirections`` are the 64-bit entries, ``lines`` the levels, bit n is pin n."""
 
     ident: int

@@ -8,8 +8,6 @@ happens to an interrupt is in :mod:`~kvmkit.devices.lapic_core`, the timer in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from kvmkit.devices import lapic_registers as reg
 from kvmkit.devices.apic_message import (
     BROADCAST,
@@ -19,9 +17,14 @@ from kvmkit.devices.apic_message import (
     DeliveryMode,
     Shorthand,
 )
-from kvmkit.devices.device import Clock
 from kvmkit.devices.lapic_core import FIXED, LOWEST_PRIORITY, Cpu, LapicCore
 from kvmkit.devices.lapic_registers import LapicState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmkit.devices.device import Clock
 
 __all__ = ["Cpu", "LapicState", "LocalApic"]
 

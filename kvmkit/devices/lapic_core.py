@@ -7,13 +7,18 @@ changes. The registers that software sees are in :mod:`kvmkit.devices.lapic`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 from kvmkit.devices import lapic_registers as reg
 from kvmkit.devices.apic_message import MODES, ApicMessage, DeliveryMode
-from kvmkit.devices.device import Clock
 from kvmkit.devices.lapic_timer import LapicTimer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from kvmkit.devices.device import Clock
+else:
+    Protocol = object  # typing takes 3 ms to import
 
 __all__ = ["Cpu", "LapicCore"]
 

@@ -6,7 +6,7 @@ the figures of 11.4-11.12. An x2APIC MSR is 0x800 + offset / 16.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvmkit.frozen import Record
 
 __all__ = ["LapicState", "LapicTimerState"]
 
@@ -126,8 +126,7 @@ X2APIC_RESERVED = {
 """The writable x2APIC registers other than the ICR, with the bits that fault when set."""
 
 
-@dataclass(frozen=True, slots=True)
-class LapicTimerState:
+class LapicTimerState(Record):
     """The APIC timer. Times are nanoseconds of guest time.
 
     The count was ``counted_from`` at ``started`` (0: not counting);
@@ -142,8 +141,7 @@ class LapicTimerState:
     alarm: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LapicState:
+class LapicState(Record):
     """A local APIC. ``isr``, ``tmr`` and ``irr`` are 256 bits, bit n is vector n."""
 
     base: int

@@ -6,11 +6,14 @@ and one alarm is armed for the next interrupt, none while the entry is masked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from kvmkit.devices import lapic_registers as reg
-from kvmkit.devices.device import Clock
 from kvmkit.devices.lapic_registers import LapicTimerState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmkit.devices.device import Clock
 
 __all__ = ["LapicTimer"]
 

@@ -11,10 +11,14 @@ master the bus; else its pending bit is set and it goes out when that changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from struct import pack, unpack_from
-from typing import Final
+
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, TypeAlias
 
 __all__ = ["MAX_VECTORS", "Msix", "MsixState", "VectorChange"]
 
@@ -32,14 +36,13 @@ ENTRY_WRITABLE: Final = b"\xfc" + b"\xff" * 11 + b"\x01\0\0\0"
 CONTROL_ENABLE: Final = 0x8000
 CONTROL_FUNCTION_MASK: Final = 0x4000
 
-VectorChange = Callable[[int, int, int, bool], None]
+VectorChange: TypeAlias = "Callable[[int, int, int, bool], None]"
 """``(vector, address, data, masked)``: how a vector would go out from now on.
 An engine that lets the kernel inject (irqfd) routes it so; while ``masked`` the
 signal must come through :meth:`Msix.trigger`, which keeps it pending."""
 
 
-@dataclass(frozen=True, slots=True)
-class MsixState:
+class MsixState(Record):
     """Table and pending bits; the message control is in configuration space."""
 
     table: bytes

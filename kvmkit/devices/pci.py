@@ -9,14 +9,17 @@ other buses is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
-
-from kvmkit.devices.device import Line
 from kvmkit.devices.pci_function import Bar, BarKind, PciFunction, PciFunctionState
 from kvmkit.devices.pci_host import ConfigAddress, ConfigData, Ecam, HostBridge
 from kvmkit.errors import UsageError
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, Final, TypeAlias
+
+    from kvmkit.devices.device import Line
 
 __all__ = [
     "INTX_LINES",
@@ -34,7 +37,7 @@ FUNCTIONS: Final = 8
 INTX_LINES: Final = 8
 IO_SPACE: Final = 0x1_0000
 
-MapBar = Callable[[PciFunction, int, int | None], None]
+MapBar: TypeAlias = "Callable[[PciFunction, int, int | None], None]"
 """``(function, bar, address)``: map ``function.bars[bar]`` there, or, with None,
 nowhere. It must not raise: the address is the guest's choice."""
 
@@ -45,8 +48,7 @@ def intx_line(slot: int, pin: int) -> int:
     return (slot + pin) % INTX_LINES
 
 
-@dataclass(frozen=True, slots=True)
-class PciBusState:
+class PciBusState(Record):
     """CONFIG_ADDRESS, and each function's state by device and function number."""
 
     config_address: int

@@ -6,10 +6,12 @@ does it by itself where it finds BARs at 0; smaller systems rely on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from kvmkit.devices import pci_config as reg
 from kvmkit.devices.pci_function import Bar, BarKind, PciFunction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["assign_bars"]
 

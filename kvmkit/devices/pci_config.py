@@ -10,7 +10,9 @@ says which it clears by writing 1. What a register does is not here.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["CONFIG_SIZE", "ConfigSpace"]
 

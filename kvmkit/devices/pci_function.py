@@ -7,14 +7,19 @@ section "PCI Express capability structure".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from struct import pack
-from typing import Any, Final, Protocol
 
 from kvmkit.devices import pci_config as reg
 from kvmkit.devices.msix import Msix, MsixState, VectorChange
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, Final, Protocol
+else:
+    Protocol = object  # typing takes 3 ms to import
 
 __all__ = ["Bar", "BarKind", "BarMemory", "PciFunction", "PciFunctionState"]
 
@@ -76,8 +81,7 @@ class Bar:
         return self.kind is BarKind.IO
 
 
-@dataclass(frozen=True, slots=True)
-class PciFunctionState:
+class PciFunctionState(Record):
     """A function at rest: configuration space, the INTx level it asks for, and
     the MSI-X vectors. ``device`` is what its subclass adds."""
 
@@ -292,7 +296,7 @@ class PciFunction:
         self._follow()
 
     def device_state(self) -> Any:
-        """For subclasses: their own state, a frozen dataclass."""
+        """For subclasses: their own state, a record."""
         return None
 
     def restore_device(self, state: Any) -> None:

@@ -8,10 +8,12 @@ specification 3.0, section 4 (MCFG).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
-
 from kvmkit.devices.pci_function import PciFunction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, TypeAlias
 
 __all__ = ["ConfigAddress", "ConfigData", "Ecam", "HostBridge"]
 
@@ -23,7 +25,7 @@ HOST_BRIDGE_CLASS: Final = 0x06_00_00
 ADDRESS_ENABLE: Final = 0x8000_0000
 ADDRESS_BITS: Final = 0x80FF_FFFC  # reserved bits and the lowest two read 0
 
-Find = Callable[[int, int], PciFunction | None]
+Find: TypeAlias = "Callable[[int, int], PciFunction | None]"
 """``(bus, devfn)``: the function there, if there is one."""
 
 

@@ -6,10 +6,12 @@ those of the PIIX and ICH datasheets (ELCR1 and ELCR2, ports 0x4d0 and 0x4d1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from kvmkit.devices.device import Line
 from kvmkit.devices.pic_chip import PicChip, PicChipState
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmkit.devices.device import Line
 
 __all__ = ["Elcr", "PicPair", "PicPairState"]
 
@@ -23,8 +25,7 @@ SECONDARY_ELCR = 0xDE
 """IRQ8 (clock) and 13 (coprocessor) are always edges."""
 
 
-@dataclass(frozen=True, slots=True)
-class PicPairState:
+class PicPairState(Record):
     """Both chips."""
 
     primary: PicChipState

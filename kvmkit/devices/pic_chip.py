@@ -7,8 +7,11 @@ ICW1 or, in a PC with EISA or PCI, from the edge/level control register (ELCR).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["PicChip", "PicChipState"]
 
@@ -48,8 +51,7 @@ POLL_INTERRUPT = 1 << 7
 READY, WANT_ICW2, WANT_ICW3, WANT_ICW4 = range(4)
 
 
-@dataclass(frozen=True, slots=True)
-class PicChipState:
+class PicChipState(Record):
     """One 8259A. ``latch`` holds the edges that were seen; ``step`` the ICW that comes next."""
 
     lines: int = 0

@@ -10,10 +10,12 @@ there is, is for counter 0's next interrupt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from kvmkit.devices.device import Clock, Line
 from kvmkit.devices.pit_counter import TERMINAL_COUNT, CounterState, PitCounter
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmkit.devices.device import Clock, Line
 
 __all__ = ["PIT_HZ", "Pit", "PitState", "PortB", "PortBState"]
 
@@ -43,15 +45,13 @@ PORT_B_WRITABLE = 0x0F  # gate 2, speaker data, and the enables of SERR# and IOC
 REFRESH_TICKS = 18  # 15 us: what firmware programs counter 1 for
 
 
-@dataclass(frozen=True, slots=True)
-class PortBState:
+class PortBState(Record):
     """Port 0x61's writable bits."""
 
     bits: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PitState:
+class PitState(Record):
     """The 8254 and port 0x61. ``alarm`` is when IRQ0 comes next, in ns of guest time."""
 
     counters: tuple[CounterState, CounterState, CounterState]

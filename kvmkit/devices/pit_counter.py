@@ -7,7 +7,7 @@ absolute, 0 at power-on; those that methods are given never go back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvmkit.frozen import Record
 
 __all__ = ["CounterState", "PitCounter"]
 
@@ -26,8 +26,7 @@ STATUS_OUT = 1 << 7
 STATUS_NULL = 1 << 6
 
 
-@dataclass(frozen=True, slots=True)
-class CounterState:
+class CounterState(Record):
     """One counter. Times are ticks."""
 
     gate: bool

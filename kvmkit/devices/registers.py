@@ -7,7 +7,9 @@ section 3.7, leaves it to the bridge).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["read_bytes", "write_bytes"]
 

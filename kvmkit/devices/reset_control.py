@@ -8,9 +8,12 @@ without a warm state resets fully in either case.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 __all__ = ["ResetControl", "ResetControlState"]
 
@@ -20,8 +23,7 @@ FULL_RST: Final = 0x08  # 1: power-cycle too
 BITS: Final = SYS_RST | RST_CPU | FULL_RST
 
 
-@dataclass(frozen=True, slots=True)
-class ResetControlState:
+class ResetControlState(Record):
     """The register's value."""
 
     value: int

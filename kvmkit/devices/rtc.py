@@ -13,13 +13,16 @@ that is enabled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
-
 from kvmkit.devices.calendar import date_of_day, day_of_date, weekday_of_day
 from kvmkit.devices.cmos import CMOS_SIZE, initial_memory
-from kvmkit.devices.device import Clock, Line
 from kvmkit.devices.registers import read_bytes, write_bytes
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from kvmkit.devices.device import Clock, Line
 
 __all__ = ["Rtc", "RtcState"]
 
@@ -78,8 +81,7 @@ UPDATE_NS: Final = 244_000 + 1_984_000  # UIP is high this long before a second 
 HALF_SECOND: Final = NS // 2  # the first update after a divider reset comes this late
 
 
-@dataclass(frozen=True, slots=True)
-class RtcState:
+class RtcState(Record):
     """The clock at rest. ``offset`` is its time less the wall clock's, ``seen``
     its time when the flags were last brought up to date, both in ns; ``weekday``
     how many days its day of the week runs ahead of the date's."""

@@ -17,10 +17,6 @@ What differs from the chip, because there is no wire with a speed behind it:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from kvmkit.devices.device import Line
 from kvmkit.devices.registers import read_bytes, write_bytes
 from kvmkit.devices.serial_registers import (
     DIVISOR_9600,
@@ -73,14 +69,20 @@ from kvmkit.devices.serial_registers import (
     SCR,
     TRIGGER_LEVELS,
 )
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmkit.devices.device import Line
 
 __all__ = ["FIFO_SIZE", "Serial", "SerialState"]
 
 _BYTE = tuple(bytes((value,)) for value in range(256))
 
 
-@dataclass(frozen=True, slots=True)
-class SerialState:
+class SerialState(Record):
     """A 16550A at rest. ``received`` holds characters, oldest first, each with
     the line status bits that come with it in bits 15-8."""
 
@@ -109,7 +111,8 @@ class Serial:
 
     __slots__ = (
         "_burst", "_divisor", "_fcr", "_ier", "_inputs", "_lcr", "_level", "_line", "_lsr",
-        "_mcr", "_msr", "_on_room", "_output", "_plain", "_received", "_scr", "_thr_empty",
+        "_mcr", "_msr", "_on_quiet", "_on_room", "_output", "_plain", "_quiet", "_received",
+        "_scr", "_thr_empty",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +129,8 @@ class Serial:
         self._divisor = DIVISOR_9600
         self._inputs = MSR_CONNECTED
         self._received: list[int] = []
+        self._on_quiet: Callable[[bool], None] | None = None
+        self._quiet = False
         self._power_on()
 
     def _power_on(self) -> None:
@@ -174,6 +179,27 @@ class Serial:
         self._inputs = inputs & MSR_INPUTS
         self._refresh_modem()
         self._update()
+
+    def watch_quiet(self, on_quiet: Callable[[bool], None]) -> None:
+        """Tell ``on_quiet`` now, and at each change, whether the port is quiet: a
+        read of LSR gives :data:`LSR_IDLE` and does nothing else, a write of THR is
+        output and nothing else. Somebody else may do both meanwhile."""
+        self._on_quiet = on_quiet
+        self._quiet = False
+        self._note_quiet()
+
+    def transmit_quietly(self, data: bytes) -> None:
+        """What the guest wrote to THR while the port was quiet."""
+        self._output(data)
+
+    def _note_quiet(self) -> None:
+        if self._on_quiet is None:
+            return
+        quiet = self._plain and self._lsr == LSR_IDLE and not self._ier & IER_ETBEI
+        if quiet != self._quiet:
+            self._quiet = quiet
+            self._burst = False
+            self._on_quiet(quiet)
 
     # The guest's side
 
@@ -344,7 +370,7 @@ class Serial:
         self._plain = not (value & LCR_DLAB or self._mcr & MCR_LOOP)
         if break_begins and self._mcr & MCR_LOOP:
             self._push(LSR_BI << 8)
-            self._update()
+        self._update()
 
     def _write_modem_control(self, value: int) -> None:
         left_loop = self._mcr & ~value & MCR_LOOP
@@ -400,6 +426,7 @@ class Serial:
         if level != self._level:
             self._level = level
             self._line(level)
+        self._note_quiet()
 
     # Life
 
@@ -443,3 +470,4 @@ class Serial:
         self._plain = not (state.lcr & LCR_DLAB or state.mcr & MCR_LOOP)
         self._level = self._cause() != IIR_NONE
         self._line(self._level)
+        self._note_quiet()

@@ -5,7 +5,9 @@ National Semiconductor PC16550D data sheet (June 1995), section 8, table II.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FIFO_SIZE: Final = 16
 
