@@ -121,8 +121,18 @@ class Board:
     def _add_devices(self) -> None:
         chips, bus = self.chips, self.bus
         self.serial = SerialPorts(
-            self.config, bus, chips, self.loop, self.lock, self.host_clock, self._exited
+            self.config,
+            bus,
+            chips,
+            self.loop,
+            self.lock,
+            self.clock,
+            self.host_clock,
+            self._exited,
         )
+        quick_port = getattr(self.engine, "quick_port", None)
+        if quick_port is not None:
+            self.serial.hasten(quick_port)
         self.rtc = Rtc(
             self.clock,
             chips.isa_line(layout.IRQ_RTC),
@@ -201,6 +211,7 @@ class Board:
         if not first:  # RAM keeps what it holds through a reset, as a PC's does
             for start, size in plan.zero:
                 self.ram.fill(start, size)
+            self._forget_code()
         for load in (*self.acpi.blobs, *plan.loads):
             self.ram.write(load.address, load.data)
         self.pci.assign()
@@ -209,6 +220,13 @@ class Board:
         if not first:
             for vcpu in vcpus[1:]:
                 vcpu.restore(CpuState(waiting_for_sipi=True))
+
+    def _forget_code(self) -> None:
+        """Plug the RAM out and in: a software CPU forgets what it translated of the old kernel."""
+        if self._models is not None:
+            for slot in self.ram.slots:
+                self.engine.remove_ram(slot.slot)
+                self.engine.add_ram(slot.slot, slot.address, slot.host, slot.size)
 
     # Switches; each from any thread but a vCPU's
 
@@ -279,7 +297,7 @@ class Board:
             if reset is not None:
                 reset()
                 self.chips.restate()
-        self.serial.exit_line.reset()
+        self.serial.reports.reset()
         self.panic_watch.reset()
 
     def power_button(self) -> bool:

@@ -75,6 +75,7 @@ class BoardBus:
         self._port_writes: dict[int, tuple[Write, int]] = {}
         self._starts: list[int] = []
         self._ranges: list[_Range] = []
+        self._takers: dict[int, Callable[[bytes], None]] = {}
         self._frozen = False
         self.slow = False
         """Somebody who reads the guest's output is behind: port writes take 10 ms.
@@ -184,6 +185,22 @@ class BoardBus:
                 entry[0](entry[1], size, value)
             except Exception as error:
                 self._failed(error)
+
+    def port_written(self, port: int, data: bytes) -> None:
+        """Bytes the guest wrote to ``port``, which the engine collected (see ``collect``)."""
+        if self.slow:
+            sleep(_SLOW)
+        with self._lock:
+            taker = self._takers.get(port)
+            if taker is not None and not self._frozen:
+                try:
+                    taker(data)
+                except Exception as error:
+                    self._failed(error)
+
+    def collect(self, port: int, taker: Callable[[bytes], None]) -> None:
+        """Bytes that an engine collects at ``port`` go to ``taker``."""
+        self._takers[port] = taker
 
     def memory_read(self, address: int, size: int) -> int:
         """What the guest's load outside RAM gives."""

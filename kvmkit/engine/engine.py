@@ -12,12 +12,15 @@ state is read and written only before ``start`` and while paused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
 
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
     from kvmkit.engine.cpu import CpuState
 
 __all__ = ["Bus", "CpuEnd", "CpuEndReason", "Engine", "Vcpu"]
@@ -31,6 +34,9 @@ class Bus(Protocol):
 
     def port_read(self, port: int, size: int) -> int: ...
     def port_write(self, port: int, size: int, value: int) -> None: ...
+    def port_written(self, port: int, data: bytes) -> None:
+        """Bytes written to one port, which the engine was told to collect."""
+
     def memory_read(self, address: int, size: int) -> int: ...
     def memory_write(self, address: int, size: int, value: int) -> None: ...
 
@@ -42,8 +48,7 @@ class CpuEndReason(Enum):
     INTERNAL_ERROR = "the engine met something it cannot execute"
 
 
-@dataclass(frozen=True, slots=True)
-class CpuEnd:
+class CpuEnd(Record):
     """The end of a vCPU: which, why, and what the engine can say about it."""
 
     vcpu: int

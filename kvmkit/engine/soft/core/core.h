@@ -8,6 +8,7 @@
  *
  *   machine.c   the Python type       mmu.c      page walks, TLB fills, RAM and MMIO
  *   run.c       vCPUs in turn, timer  cpu.c      instructions the core executes itself
+ *   port.c      port I/O
  *   state.c     registers by name     emit.c     the exit check in translated code
  */
 #ifndef KVMKIT_CORE_H
@@ -106,12 +107,20 @@ struct machine {
 
     PyObject *port_read, *port_write, *memory_read, *memory_write;
     PyObject *apic_read, *apic_write, *msr_read, *msr_write, *acknowledge, *tpr_read, *tpr_write;
+    /* ports that need no call each time (port.c) */
+    uint8_t *port_kind;
+    uint8_t *port_answer;
+    PyObject *port_collected;
+    uint8_t collected[4096];
+    int collected_count, collected_port;
     PyThreadState *thread; /* set while the GIL is released in run() */
     PyObject *error_type, *error_value, *error_trace;
     bool failed, triple_fault, running;
 
     int64_t tsc_base; /* guest TSC (1 GHz) = CLOCK_MONOTONIC ns - tsc_base */
     void *exit_label;
+    uint64_t smc_page;
+    int smc_count;
 
     /* the ticker: a thread that makes the guest stop at a deadline */
     pthread_t ticker;
@@ -146,11 +155,15 @@ uint64_t guest_tsc(struct machine *m);
 void py_failed(struct machine *m);
 void exit_to_loop(struct machine *m);
 
+/* port.c */
+void ports_deliver(struct machine *m);
+
 /* run.c */
 int machine_run(struct machine *m);
 int ticker_start(struct machine *m);
 void ticker_end(struct machine *m);
 void machine_set_deadline(struct machine *m, int64_t deadline);
+void machine_tick_soon(struct machine *m);
 void machine_wake(struct machine *m);
 void switch_to(struct machine *m, int index);
 int64_t monotonic(void);

@@ -88,6 +88,8 @@ static void machine_free(struct machine *m)
     }
     for (int i = 0; i < m->ram_count; i++)
         PyMem_RawFree(m->ram[i].pages);
+    free(m->port_kind);
+    m->port_kind = NULL;
     uc_close(m->uc);
     m->uc = NULL;
     M = NULL;
@@ -129,6 +131,12 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     m->env = FIELD(void *, m->cpu, CPU_ENV_PTR);
     m->tcg = FIELD(void *, m->uc, UC_TCG_CTX);
     m->vcpu_count = vcpus;
+    m->port_kind = calloc(2, 0x10000);
+    if (!m->port_kind) {
+        Py_DECREF(m);
+        return PyErr_NoMemory();
+    }
+    m->port_answer = m->port_kind + 0x10000;
     m->tsc_base = monotonic();
 
     /* Stops only between blocks; every exception to our hook; our MMU. */
@@ -172,7 +180,7 @@ static void machine_dealloc(struct machine *m)
 
 #define HANDLERS(X)                                                                                \
     X(port_read) X(port_write) X(memory_read) X(memory_write) X(apic_read) X(apic_write)           \
-    X(msr_read) X(msr_write) X(acknowledge) X(tpr_read) X(tpr_write)
+    X(msr_read) X(msr_write) X(acknowledge) X(tpr_read) X(tpr_write) X(port_collected)
 
 static int machine_traverse(struct machine *m, visitproc visit, void *arg)
 {
@@ -265,6 +273,7 @@ static PyObject *machine_run_method(struct machine *m, PyObject *none)
     m->thread = PyEval_SaveThread();
     result = machine_run(m);
     PyEval_RestoreThread(m->thread);
+    ports_deliver(m);
     m->running = false;
     if (result == STOP_ERROR) {
         PyErr_Restore(m->error_type, m->error_value, m->error_trace);
@@ -496,6 +505,21 @@ static PyObject *machine_translate(struct machine *m, PyObject *args)
     return PyLong_FromUnsignedLongLong(physical);
 }
 
+static PyObject *machine_port_quick(struct machine *m, PyObject *args)
+{
+    int port, kind, value = 0;
+
+    if (!PyArg_ParseTuple(args, "ii|i", &port, &kind, &value))
+        return NULL;
+    if (port < 0 || port > 0xffff || kind < 0 || kind > 2)
+        return PyErr_Format(PyExc_ValueError, "no such port or kind");
+    if (m->port_kind) {
+        m->port_answer[port] = (uint8_t)value;
+        m->port_kind[port] = (uint8_t)kind;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *machine_stats(struct machine *m, PyObject *none)
 {
     (void)none;
@@ -534,6 +558,8 @@ static PyMethodDef machine_methods[] = {
      "invalidate(address, size): the host wrote there"},
     {"translate", (PyCFunction)machine_translate, METH_VARARGS,
      "translate(vcpu, address) -> guest-physical address | None"},
+    {"port_quick", (PyCFunction)machine_port_quick, METH_VARARGS,
+     "port_quick(port, kind, value=0): 0 call, 1 answer reads with value, 2 collect writes"},
     {"stats", (PyCFunction)machine_stats, METH_NOARGS, "stats() -> dict of counters"},
     {"close", (PyCFunction)machine_close, METH_NOARGS, "close()"},
     {NULL, NULL, 0, NULL},

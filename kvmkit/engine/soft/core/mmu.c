@@ -38,6 +38,9 @@
 #define CR4_SMEP (1ull << 20)
 #define EFER_NXE (1ull << 11)
 
+/* After so many stores in a row to one page with code, the page is taken for data. */
+#define SMC_SWEEP 8
+
 struct tlb_entry {
     uint64_t read, write, code, paddr;
     uintptr_t addend;
@@ -612,8 +615,21 @@ static void store_check(uint64_t paddr, int size, uintptr_t retaddr, struct tlb_
         return;
     state = &slot->pages[(paddr - slot->start) >> PAGE_SHIFT];
     if (*state & PAGE_HAS_CODE) {
+        uint64_t page = paddr & PAGE_MASK;
+
         m->stat_smc++;
-        tb_invalidate_phys_page_fast_x86_64(m->uc, NULL, paddr, size, retaddr);
+        if (page != m->smc_page) {
+            m->smc_page = page;
+            m->smc_count = 0;
+        }
+        if (++m->smc_count < SMC_SWEEP) {
+            tb_invalidate_phys_page_fast_x86_64(m->uc, NULL, paddr, size, retaddr);
+        } else {
+            /* somebody fills the page: let all its code go at once */
+            m->smc_count = 0;
+            for (uint64_t at = page; at < page + PAGE_SIZE; at += 16)
+                tb_invalidate_phys_page_fast_x86_64(m->uc, NULL, at, 16, retaddr);
+        }
     }
     *state |= PAGE_DIRTY;
     if (!(*state & PAGE_HAS_CODE)) {

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #define SLICE_NS 2000000
+#define SOON_NS 2000000
 #define NEVER INT64_MAX
 
 int64_t monotonic(void)
@@ -103,6 +104,17 @@ void machine_set_deadline(struct machine *m, int64_t deadline)
     pthread_mutex_unlock(&m->lock);
 }
 
+/* The run loop shall look around in a moment, whatever the guest does. */
+void machine_tick_soon(struct machine *m)
+{
+    int64_t soon = monotonic() + SOON_NS;
+
+    pthread_mutex_lock(&m->lock);
+    if (soon < m->tick)
+        arm(m, soon);
+    pthread_mutex_unlock(&m->lock);
+}
+
 /* Make the run loop look around: a line changed or a caller wants it back. */
 void machine_wake(struct machine *m)
 {
@@ -191,6 +203,11 @@ int machine_run(struct machine *m)
         }
         if (atomic_exchange(&m->kick, false))
             return STOP_KICK;
+        if (m->collected_count) {
+            gil_take(m);
+            ports_deliver(m);
+            gil_drop(m);
+        }
         index = choose(m, rotate, &runnable);
         now = monotonic();
         pthread_mutex_lock(&m->lock);
