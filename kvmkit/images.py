@@ -17,9 +17,9 @@ any number of processes may pull at once.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from kvmkit.errors import FileTrouble, KvmkitError
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class NoSuchImage(KvmkitError):
     exit_code = 116
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Record):
     """A pulled package. ``path`` is its directory; a part it lacks is None.
 
     ``release`` is the kernel's, as in ``uname -r``; ``aliases`` are the meta

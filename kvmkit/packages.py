@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 
 from kvmkit.errors import KvmkitError
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class PackageTrouble(KvmkitError):
     exit_code = 116
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Record):
     """What apt knows of a package: ``depends`` are names only, ``size`` is in bytes."""
 
     name: str

@@ -22,16 +22,17 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from kvmkit.boot.decompress import unpack, unpacked_size
 from kvmkit.boot.extents import Extent, nonzero_extents
 from kvmkit.boot.files import map_file
 from kvmkit.errors import FileTrouble
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+    from typing import TypeAlias
 
 __all__ = ["Unpacked", "fetch"]
 
@@ -47,7 +48,7 @@ EXTENT = struct.Struct("<QQ")
 FOOTER = struct.Struct("<QIIQ8s")  # ELF's bytes, extents, CRC-32, payload's bytes, magic
 HEAD = 4096
 
-Unpacked = tuple[memoryview, Sequence[Extent]]
+Unpacked: TypeAlias = "tuple[memoryview, Sequence[Extent]]"
 """An unpacked kernel and its parts that are not zero."""
 
 

@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Iterator
 
 from kvmkit.errors import BadKernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
 __all__ = ["UNPACKED_MAX", "compression", "unpack", "unpacked_size"]
 
@@ -25,7 +29,7 @@ UNPACKED_MAX = 1 << 30
 
 CHUNK = 1 << 20
 
-Unpacker = Callable[[memoryview], Iterator[bytes]]
+Unpacker: TypeAlias = "Callable[[memoryview], Iterator[bytes]]"
 
 
 def compression(payload: memoryview) -> str:

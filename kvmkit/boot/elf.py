@@ -8,11 +8,14 @@ Addresses of segments are the physical ones (``p_paddr``).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from kvmkit.errors import BadKernel
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Elf", "Segment", "parse_elf"]
 
@@ -34,7 +37,7 @@ MACHINES = {
 }  # fmt: skip
 
 
-class Segment(NamedTuple):
+class Segment(Record):
     """A PT_LOAD program header: ``offset`` and ``file_size`` in the file, the rest in memory."""
 
     offset: int
@@ -48,7 +51,7 @@ class Segment(NamedTuple):
         return self.address <= address < self.address + self.file_size
 
 
-class Elf(NamedTuple):
+class Elf(Record):
     """A kernel in an ELF file. ``pvh_entry`` is the 32-bit entry of the PVH note, if there."""
 
     bits: int

@@ -6,7 +6,9 @@ no copy into fresh guest memory, and no block in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Extent", "clip", "gaps", "nonzero_extents"]
 

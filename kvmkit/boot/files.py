@@ -5,10 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from kvmkit.errors import KvmkitError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 

@@ -8,12 +8,12 @@ image that was pulled.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from kvmkit.errors import BadKernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["candidates", "find_kernel"]

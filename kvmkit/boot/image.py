@@ -8,13 +8,14 @@ Kinds: a ``bzImage`` (Linux ``Documentation/arch/x86/boot.rst``), an ELF
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.boot.elf import Elf, parse_elf
 from kvmkit.boot.files import map_file
 from kvmkit.boot.setup_header import SetupHeader, is_bzimage, parse_setup_header
 from kvmkit.errors import BadKernel, KvmkitError
+from kvmkit.frozen import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -23,7 +24,7 @@ __all__ = ["KernelImage", "open_kernel"]
 LINUX_BANNER = b"Linux version "
 
 
-class KernelImage(NamedTuple):
+class KernelImage(Record):
     """An opened kernel file. ``data`` is the whole file, mapped read-only.
 
     What came as a bzImage has a ``header``, what came as an ELF file an ``elf``. ``status`` is

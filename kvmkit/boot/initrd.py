@@ -7,15 +7,15 @@ of 4 bytes, with zeros between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
-
 from kvmkit.boot.files import map_file
 from kvmkit.boot.memory_map import Range, total
 from kvmkit.boot.plan import Load
 from kvmkit.errors import BadInitrd, NotEnoughMemory
+from kvmkit.frozen import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["Initrd", "open_initrds", "place_initrd"]
@@ -25,7 +25,7 @@ PAGE = 4096
 MIB = 1 << 20
 
 
-class Initrd(NamedTuple):
+class Initrd(Record):
     """Archives (offset from the start, content); ``size`` is that of all, in bytes."""
 
     parts: tuple[tuple[int, memoryview], ...]

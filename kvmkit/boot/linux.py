@@ -11,8 +11,6 @@ agrees with its System.map. ``unpack=False`` starts the bzImage by its own
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from kvmkit.boot import entry, pvh, zero_page
 from kvmkit.boot.cache import fetch
@@ -26,8 +24,11 @@ from kvmkit.boot.plan import BootPlan, Load, LoaderAddresses
 from kvmkit.boot.setup_header import SetupHeader
 from kvmkit.engine.cpu import flat_long_mode, flat_protected_mode
 from kvmkit.errors import BadKernel, KvmkitError, UsageError
+from kvmkit.frozen import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["plan_linux"]
@@ -45,7 +46,7 @@ GDT_SIZE = 32
 PAGE = 4096
 
 
-class _Machine(NamedTuple):
+class _Machine(Record):
     """What a plan is made for."""
 
     memory: list[tuple[int, int, int]]

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["MAGIC", "LzoError", "decompress_block", "decompress_lzop"]
 

@@ -6,7 +6,9 @@ Specified in ACPI 6.5, section 15 ("System Address Map Interfaces"), table 15.1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["E820_RAM", "E820_RESERVED", "Range", "contains", "memory_map", "total", "usable"]
 

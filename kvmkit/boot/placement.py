@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from kvmkit.boot.elf import Elf
 from kvmkit.boot.extents import Extent, clip, gaps
 from kvmkit.boot.image import KernelImage
@@ -12,6 +9,11 @@ from kvmkit.boot.memory_map import Range, contains
 from kvmkit.boot.plan import Load
 from kvmkit.boot.setup_header import SetupHeader
 from kvmkit.errors import BadKernel, NotEnoughMemory
+from kvmkit.frozen import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["PlacedKernel", "place_bzimage", "place_elf"]
 
@@ -23,7 +25,7 @@ ENTRY_64 = 0x200
 """The 64-bit entry of a bzImage, counted from where its code is loaded (``boot.rst``)."""
 
 
-class PlacedKernel(NamedTuple):
+class PlacedKernel(Record):
     """What to write, what must be zero, what it occupies until it runs, and its entry."""
 
     loads: tuple[Load, ...]

@@ -6,15 +6,13 @@ then); on a reboot it first clears the ``zero`` ranges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmkit.engine.cpu import CpuState
+from kvmkit.frozen import Record
 
 __all__ = ["BootPlan", "Load", "LoaderAddresses"]
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Record):
     """Bytes to be written at a guest-physical address.
 
     ``data`` is bytes-like; large ones are slices of memory-mapped files, so a
@@ -26,8 +24,7 @@ class Load:
     data: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class BootPlan:
+class BootPlan(Record):
     """Everything a machine needs to start.
 
     ``zero`` are ranges (address, bytes) the kernel expects to be zero, and that
@@ -40,8 +37,7 @@ class BootPlan:
     version: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoaderAddresses:
+class LoaderAddresses(Record):
     """Where in low RAM the loader may put its own structures.
 
     All are guest-physical. ``start_info`` is one page for PVH's start_info, or

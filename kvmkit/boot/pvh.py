@@ -7,7 +7,10 @@ and ``docs/misc/pvh.pandoc``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["MAGIC", "start_info"]
 

@@ -8,9 +8,9 @@ and ends where the jump at 0x200 leads.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from kvmkit.errors import BadKernel
+from kvmkit.frozen import Record
 
 __all__ = ["HEADER_END_MAX", "HEADER_START", "SetupHeader", "is_bzimage", "parse_setup_header"]
 
@@ -36,7 +36,7 @@ OLD_CMDLINE_SIZE = 255
 OLD_INITRD_ADDR_MAX = 0x37FF_FFFF
 
 
-class SetupHeader(NamedTuple):
+class SetupHeader(Record):
     """The fields a boot loader reads; those a kernel's protocol lacks hold their defaults.
 
     Offsets are in bytes from the start of the file, addresses guest-physical.

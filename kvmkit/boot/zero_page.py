@@ -8,9 +8,12 @@ setup_data, with types from ``asm/setup_data.h``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 from kvmkit.boot.setup_header import HEADER_END_MAX, HEADER_START, SetupHeader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["SIZE", "boot_params", "rng_seed_data", "synthetic_header"]
 

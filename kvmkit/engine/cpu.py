@@ -6,7 +6,7 @@ and the software CPU, printed by debugging views and written to snapshots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from kvmkit.frozen import Record, field, replace
 
 __all__ = ["CpuState", "DescriptorTable", "Fpu", "Segment", "flat_long_mode", "flat_protected_mode"]
 
@@ -17,8 +17,7 @@ GPRS = (
 """The names of the general registers, in the order of ``CpuState.gprs``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Record):
     """A segment register with its hidden part (SDM vol. 3, 3.4.3, 3.4.5).
 
     ``attributes`` are bits 8-15 and 20-23 of the descriptor's upper half, moved
@@ -32,16 +31,14 @@ class Segment:
     attributes: int = 0x93
 
 
-@dataclass(frozen=True, slots=True)
-class DescriptorTable:
+class DescriptorTable(Record):
     """GDTR or IDTR."""
 
     base: int = 0
     limit: int = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Fpu:
+class Fpu(Record):
     """x87 and SSE state; ``st`` are 10-byte values in stack order ST0-ST7, ``xmm`` 16 bytes each."""
 
     fcw: int = 0x37F
@@ -55,8 +52,7 @@ class Fpu:
     xmm: tuple[bytes, ...] = (bytes(16),) * 16
 
 
-@dataclass(frozen=True, slots=True)
-class CpuState:
+class CpuState(Record):
     """A CPU at rest between two instructions. The defaults are the state after INIT (SDM vol. 3, 9.1.1)."""
 
     gprs: tuple[int, ...] = (0, 0, 0, 0x600) + (0,) * 12

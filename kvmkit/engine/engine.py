@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from kvmkit.engine.cpu import CpuState
+else:
+    Protocol = object  # typing takes 3 ms to import
 
 __all__ = ["Bus", "CpuEnd", "CpuEndReason", "Engine", "Vcpu"]
 

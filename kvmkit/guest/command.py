@@ -14,10 +14,12 @@ the large one with busybox stays the same (and in the cache) for all commands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from kvmkit.errors import UsageError
 from kvmkit.guest.cpio import Archive
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["MODES", "command_archive"]
 

@@ -7,12 +7,11 @@ FACS must be, 5.2.10).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmkit.boot.acpi import tables
 from kvmkit.boot.acpi.config import AcpiConfig
 from kvmkit.boot.acpi.dsdt import dsdt_body
 from kvmkit.errors import UsageError
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False  # typing itself takes 2 ms to import
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ _ALIGNMENT = 64
 _MAX_CPUS = 255  # local APIC identifiers 0..254; the MADT's short entries have no more
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AcpiTables:
+class AcpiTables(Record):
     """Where the RSDP is, and what to write into guest memory."""
 
     rsdp: int

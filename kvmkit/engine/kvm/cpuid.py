@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.kvm import CpuidEntry
+from kvmkit.frozen import replace
 
 __all__ = ["KVM_SIGNATURE_LEAF", "guest_cpuid"]
 
@@ -53,15 +54,15 @@ def guest_cpuid(
         elif leaf in (4, 0x8000001D) and entry.eax & 0x1F:
             entry = _cache(entry, bits, cores=leaf == 4)
         elif leaf == 0x80000001 and amd and count > 1:
-            entry = entry._replace(ecx=entry.ecx | _AMD_CMP_LEGACY)
+            entry = replace(entry, ecx=entry.ecx | _AMD_CMP_LEGACY)
         elif leaf == 0x80000007:
-            entry = entry._replace(edx=entry.edx & ~_INVARIANT_TSC)
+            entry = replace(entry, edx=entry.edx & ~_INVARIANT_TSC)
         elif leaf == 0x80000008:
-            entry = entry._replace(ecx=bits << 12 | count - 1 if amd else 0)
+            entry = replace(entry, ecx=bits << 12 | count - 1 if amd else 0)
         elif leaf == 0x8000001E:
-            entry = entry._replace(eax=index, ebx=index & 0xFF, ecx=0)
+            entry = replace(entry, eax=index, ebx=index & 0xFF, ecx=0)
         elif leaf == abi.KVM_CPUID_SIGNATURE:
-            entry = entry._replace(eax=abi.KVM_CPUID_FEATURES)
+            entry = replace(entry, eax=abi.KVM_CPUID_FEATURES)
         if entry.eax or entry.ebx or entry.ecx or entry.edx:  # a leaf that is not there reads as 0
             result.append(entry)
     if highest >= 0xB:
@@ -74,7 +75,8 @@ def _features(
 ) -> CpuidEntry:
     """Leaf 1: APIC ID in EBX 31:24, addressable IDs in the package in 23:16."""
     ecx = (entry.ecx | _ECX_HYPERVISOR) & ~(_ECX_OSXSAVE | _ECX_TSC_DEADLINE)
-    return entry._replace(
+    return replace(
+        entry,
         ebx=entry.ebx & 0xFFFF | min(1 << bits, 255) << 16 | (index & 0xFF) << 24,
         ecx=ecx | (_ECX_TSC_DEADLINE if tsc_deadline else 0),
         edx=entry.edx | _EDX_HTT if count > 1 else entry.edx & ~_EDX_HTT,
@@ -88,7 +90,7 @@ def _cache(entry: CpuidEntry, bits: int, *, cores: bool) -> CpuidEntry:
     eax = entry.eax & 0x3FFF | sharing << 14
     if cores:
         eax |= min((1 << bits) - 1, 63) << 26  # core IDs in the package, less one
-    return entry._replace(eax=eax)
+    return replace(entry, eax=eax)
 
 
 def _topology(index: int, count: int, bits: int) -> list[CpuidEntry]:

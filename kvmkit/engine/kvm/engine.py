@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from dataclasses import dataclass
 from time import monotonic
 
 from kvmkit.engine.engine import CpuEnd, CpuEndReason
@@ -20,6 +19,7 @@ from kvmkit.engine.kvm.kvm import DEVICE, System
 from kvmkit.engine.kvm.structs import kvm_irqchip, kvm_pit_state2
 from kvmkit.engine.kvm.vm_fd import ChipRoute, MsiRoute
 from kvmkit.errors import EngineUnavailable, UsageError
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ _SHORT_STOP = 0.05
 profiler's sample, for which it should not be torn from the TSC."""
 
 
-@dataclass(frozen=True, slots=True)
-class KvmChips:
+class KvmChips(Record):
     """The in-kernel chips, in KVM's own layout; ``clock`` is kvmclock in nanoseconds."""
 
     pic_primary: bytes

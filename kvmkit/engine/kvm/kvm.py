@@ -17,13 +17,13 @@ from __future__ import annotations
 import errno
 import os
 from struct import Struct
-from typing import NamedTuple
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.calls import Memory, call
 from kvmkit.engine.kvm.vcpu_fd import VcpuFd
 from kvmkit.engine.kvm.vm_fd import Vm
 from kvmkit.errors import EngineUnavailable, KvmkitError, PermissionTrouble
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ DEVICE = "/dev/kvm"
 _CPUID_ENTRY = Struct("<7I12x")
 
 
-class CpuidEntry(NamedTuple):
+class CpuidEntry(Record):
     """One CPUID answer (``struct kvm_cpuid_entry2``): leaf, subleaf, KVM's flags, registers."""
 
     leaf: int
@@ -54,7 +54,10 @@ def pack_cpuid(entries: list[CpuidEntry]) -> bytearray:
     buffer = bytearray(8 + 40 * len(entries))
     buffer[0:4] = len(entries).to_bytes(4, "little")
     for n, entry in enumerate(entries):
-        _CPUID_ENTRY.pack_into(buffer, 8 + 40 * n, *entry)
+        _CPUID_ENTRY.pack_into(
+            buffer, 8 + 40 * n,
+            entry.leaf, entry.subleaf, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx,
+        )  # fmt: skip
     return buffer
 
 

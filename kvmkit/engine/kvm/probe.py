@@ -11,10 +11,10 @@ next boot or another KVM module.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from time import perf_counter
 
 from kvmkit.errors import KvmkitError
+from kvmkit.frozen import Record
 
 __all__ = ["KvmVerdict", "measure", "probe"]
 
@@ -38,8 +38,7 @@ _LOOP = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class KvmVerdict:
+class KvmVerdict(Record):
     """What this host's KVM is good for, in values and in plain words.
 
     ``usable``: it can be opened and runs a guest. ``native``: it runs ring 0 on the

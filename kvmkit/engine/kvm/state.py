@@ -6,7 +6,6 @@ layout (Intel SDM vol. 1, 10.5.1, and vol. 1, 13.4.2 for XSTATE_BV).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
 
 from kvmkit.engine.cpu import CpuState, DescriptorTable, Fpu, Segment
@@ -19,6 +18,7 @@ from kvmkit.engine.kvm.structs import (
     kvm_vcpu_events,
     kvm_xcrs,
 )
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "ldt", "tr")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuRest:
+class VcpuRest(Record):
     """What KVM knows of a vCPU beyond :class:`CpuState`, in KVM's own layout.
 
     ``xsave`` holds the AVX and later registers, ``events`` what was being

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.calls import call, pointer_array
@@ -25,6 +24,7 @@ from kvmkit.engine.kvm.structs import (
     kvm_userspace_memory_region,
 )
 from kvmkit.engine.kvm.vcpu_fd import VcpuFd
+from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["ChipRoute", "MsiRoute", "Vm"]
 
 
-class ChipRoute(NamedTuple):
+class ChipRoute(Record):
     """A GSI that is wired to a pin of an in-kernel chip (KVM_IRQCHIP_...)."""
 
     gsi: int
@@ -45,7 +45,7 @@ class ChipRoute(NamedTuple):
     pin: int
 
 
-class MsiRoute(NamedTuple):
+class MsiRoute(Record):
     """A GSI that sends a message."""
 
     gsi: int

@@ -34,8 +34,8 @@ _TABLE: dict[int, tuple[int, int]] = {
     UCODE_REVISION: (1 << 32, 0xFFFFFFFFFFFFFFFF),
     MTRR_CAP: (MTRR_COUNT | 1 << 8 | 1 << 10, 0),
     MTRR_DEFAULT_TYPE: (6 | 1 << 11 | 1 << 10, 0xCFF),  # all write-back, enabled
-    **dict.fromkeys(_MTRR_FIXED, (_WRITE_BACK, 18446744073709551615)),
-    **dict.fromkeys(_MTRR_VARIABLE, (0, 1099511627775)),
+    **dict.fromkeys(_MTRR_FIXED, (_WRITE_BACK, 0xFFFFFFFFFFFFFFFF)),
+    **dict.fromkeys(_MTRR_VARIABLE, (0, 0xFFFFFFFFFF)),
     KVM_WALL_CLOCK: (0, 0xFFFFFFFFFFFFFFFF),
     KVM_SYSTEM_TIME: (0, 0xFFFFFFFFFFFFFFFF),
 }
