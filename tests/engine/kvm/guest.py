@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
 from kvmkit.engine.cpu import CpuState, DescriptorTable, Segment, flat_long_mode
 from kvmkit.engine.kvm.kvm import Memory, System, VcpuFd, Vm
 from kvmkit.engine.kvm.state import write_state
+from kvmkit.frozen import replace
 
 needs_kvm = [
     pytest.mark.kvm,

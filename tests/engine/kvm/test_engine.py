@@ -6,7 +6,6 @@ import os
 import queue
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.engine import KvmEngine
 from kvmkit.engine.kvm.vcpu_fd import VcpuFd
 from kvmkit.errors import EngineUnavailable, UsageError
+from kvmkit.frozen import replace
 from tests.engine.kvm.guest import (
     CODE,
     DATA,

@@ -192,8 +192,8 @@ def test_port_ioeventfd_takes_the_write() -> None:
         os.close(event)
 
 
-@pytest.mark.parametrize("size", [0, 4])
-def test_memory_ioeventfd_takes_the_write(size: int) -> None:
+@pytest.mark.parametrize("width", [0, 4])
+def test_memory_ioeventfd_takes_the_write(width: int) -> None:
     """A doorbell in memory, of one width or of any; removed, it is the bus's again."""
     event = os.eventfd(0)
     doorbell = 0xD0000100
@@ -202,12 +202,12 @@ def test_memory_ioeventfd_takes_the_write(size: int) -> None:
             mov("eax", 3) + store(doorbell) + out(0x80, 1) + mov("eax", 4) + store(doorbell) + HLT
         )
         with machine(code, start=False) as m:
-            m.engine.ioeventfd(event, doorbell, size)
+            m.engine.ioeventfd(event, doorbell, width)
             original = m.bus.port_write
 
-            def write(port: int, width: int, value: int) -> None:
-                m.engine.ioeventfd(event, doorbell, size, remove=True)
-                original(port, width, value)
+            def write(port: int, size: int, value: int) -> None:
+                m.engine.ioeventfd(event, doorbell, width, remove=True)
+                original(port, size, value)
 
             m.bus.port_write = write  # type: ignore[method-assign]
             m.start()

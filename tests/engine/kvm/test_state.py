@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from kvmkit.engine.cpu import CpuState, flat_long_mode, flat_protected_mode
 from kvmkit.engine.kvm import abi
+from kvmkit.frozen import replace
 from tests.engine.kvm.guest import CODE, GDT, HLT, NOP, STI, TABLES, needs_kvm, out, real_mode
 from tests.engine.kvm.machine import Machine, machine
 
