@@ -87,7 +87,7 @@ CONSTANTS = [
     "HF_SMAP_SHIFT", "HF2_GIF_MASK", "HF2_NMI_MASK", "CC_OP_EFLAGS",
     "FEAT_1_EDX", "FEAT_1_ECX", "FEAT_7_0_EBX", "FEAT_7_0_ECX", "FEAT_8000_0001_EDX",
     "FEAT_8000_0001_ECX", "FEATURE_WORDS", "TB_EXIT_REQUESTED", "CF_PARALLEL",
-    "INDEX_op_ld_i32", "INDEX_op_set_label", "TCG_TYPE_I32", "TCG_COND_LT", "MO_SIGN", "MO_BSWAP",
+    "INDEX_op_ld_i32", "INDEX_op_insn_start", "INDEX_op_set_label", "TCG_TYPE_I32", "TCG_COND_LT", "MO_SIGN", "MO_BSWAP",
 ]  # fmt: skip
 
 

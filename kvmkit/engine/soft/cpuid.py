@@ -32,7 +32,7 @@ _BITS_1_ECX = {
     "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24, "aes": 25,
     "hypervisor": 31,
 }  # fmt: skip
-_BITS_7_EBX = {"fsgsbase": 0, "bmi1": 3, "smep": 7, "adx": 19, "clflushopt": 23}
+_BITS_7_EBX = {"fsgsbase": 0, "bmi1": 3, "smep": 7, "erms": 9, "adx": 19, "clflushopt": 23}
 _BITS_EXT_EDX = {"syscall": 11, "nx": 20, "pdpe1gb": 26, "rdtscp": 27, "lm": 29}
 _BITS_EXT_ECX = {"lahf": 0, "abm": 5, "prefetchw": 8}
 

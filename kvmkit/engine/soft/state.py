@@ -24,6 +24,11 @@ _MSRS = (
 _MSR_DEFAULTS = {0x277: 0x0007040600070406, 0x1A0: 1}
 _FS_BASE, _GS_BASE = 0xC0000100, 0xC0000101
 
+# A loaded task register says "busy" (SDM vol. 3, 7.2.2; KVM insists); Unicorn holds
+# it as available, and gives up on the process where it finds anything else.
+_TSS_BUSY = 2
+_TSS_TYPE, _TSS_16, _TSS_32 = 0xF, 1, 9
+
 
 def unpack_state(record: bytes, cr8: int, msrs: dict[int, int]) -> CpuState:
     """The core's record as a CpuState; ``msrs`` are those the core does not hold."""
@@ -35,6 +40,8 @@ def unpack_state(record: bytes, cr8: int, msrs: dict[int, int]) -> CpuState:
     order = (0, 3, 1, 2, 6, 7, 4, 5, *range(8, 16))
     rip, rflags = take(), take()
     segments = {name: Segment(take(), take(), take(), take()) for name in _SEGMENTS}
+    tr = segments["tr"]
+    segments["tr"] = Segment(tr.selector, tr.base, tr.limit, tr.attributes | _TSS_BUSY)
     gdt, idt = DescriptorTable(take(), take()), DescriptorTable(take(), take())
     cr0, cr2, cr3, cr4, efer = (take() for _ in range(5))
     dr = (take(), take(), take(), take(), take(), take())
@@ -64,7 +71,8 @@ def pack_state(state: CpuState, tsc: int) -> bytes:
             base = state.msrs.get(_FS_BASE, base)
         elif name == "gs":
             base = state.msrs.get(_GS_BASE, base)
-        words += [s.selector, base, s.limit, s.attributes]
+        attributes = _task_register(s.attributes) if name == "tr" else s.attributes
+        words += [s.selector, base, s.limit, attributes]
     words += [state.gdt.base, state.gdt.limit, state.idt.base, state.idt.limit]
     words += [state.cr0, state.cr2, state.cr3, state.cr4, state.efer, *state.dr]
     for index in _MSRS:
@@ -74,3 +82,9 @@ def pack_state(state: CpuState, tsc: int) -> bytes:
     words += [f.fcw, f.fsw, f.ftw, f.fop, f.fip, f.fdp, f.mxcsr]
     words += [state.halted, state.waiting_for_sipi, state.interrupt_shadow, state.nmi_masked]
     return _RECORD.pack(*words, *f.st, *f.xmm)
+
+
+def _task_register(attributes: int) -> int:
+    """TR's attributes as Unicorn wants them: present, available, of 16 or 32/64 bits."""
+    kind = _TSS_16 if attributes & _TSS_TYPE & ~_TSS_BUSY == _TSS_16 else _TSS_32
+    return attributes & ~_TSS_TYPE | kind | 0x80

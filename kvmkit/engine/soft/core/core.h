@@ -8,7 +8,7 @@
  *
  *   machine.c   the Python type       mmu.c      page walks, TLB fills, RAM and MMIO
  *   run.c       vCPUs in turn, timer  cpu.c      instructions the core executes itself
- *   port.c      port I/O
+ *   port.c      port I/O              strings.c  REP MOVS and REP STOS
  *   state.c     registers by name     emit.c     the exit check in translated code
  */
 #ifndef KVMKIT_CORE_H
@@ -38,6 +38,7 @@
 
 #define ENV(type, name) FIELD(type, env, ENV_##name)
 #define CPU(type, name) FIELD(type, cpu, CPU_##name)
+#define CPU_FIELD(m, type, name) FIELD(type, (m)->cpu, CPU_##name)
 
 enum { R_ES, R_CS, R_SS, R_DS, R_FS, R_GS };
 enum { EXC_DB = 1, EXC_NMI = 2, EXC_UD = 6, EXC_DF = 8, EXC_SS = 12, EXC_GP = 13, EXC_PF = 14 };
@@ -119,6 +120,9 @@ struct machine {
 
     int64_t tsc_base; /* guest TSC (1 GHz) = CLOCK_MONOTONIC ns - tsc_base */
     void *exit_label;
+    bool insn_start; /* the translator begins an instruction */
+    int shown_left;  /* bytes of one to show instead of what is in memory (strings.c) */
+    uint64_t shown_at;
     uint64_t smc_page;
     int smc_count;
 
@@ -146,6 +150,12 @@ bool mmu_fill(void *cpu, uint64_t addr, int size, int access, int mmu_idx, bool 
               uintptr_t retaddr);
 void *mmu_fake_mapping(uc_engine *uc, uint64_t address);
 void mmu_new_tables(struct machine *m);
+uint64_t slow_load(void *env, uint64_t addr, int size, int mmu_idx, uintptr_t retaddr);
+void slow_store(void *env, uint64_t addr, uint64_t value, int size, int mmu_idx, uintptr_t retaddr);
+uint8_t *ram_for_load(void *env, uint64_t addr, int mmu_idx, uintptr_t retaddr);
+uint8_t *ram_for_store(void *env, uint64_t addr, int mmu_idx, uintptr_t retaddr);
+const uint8_t *code_bytes(void *env, uint64_t addr);
+int data_mmu_index(void *env);
 bool mmu_translate(struct machine *m, void *env, uint64_t addr, uint64_t *paddr);
 
 /* cpu.c */
@@ -154,6 +164,10 @@ void cpu_exception_hook(uc_engine *uc, uint32_t number, void *user);
 uint64_t guest_tsc(struct machine *m);
 void py_failed(struct machine *m);
 void exit_to_loop(struct machine *m);
+
+/* strings.c */
+int strings_first_byte(struct machine *m, void *env, uint64_t addr, const uint8_t *code);
+int strings_next_byte(struct machine *m, uint64_t addr);
 
 /* port.c */
 void ports_deliver(struct machine *m);

@@ -1,4 +1,4 @@
-/* The check at the head of every translated block.
+/* What the core adds to translation: above all, the check at the head of every block.
  *
  * Unicorn calls a C function there; a load and a branch do (as QEMU emits).
  * A set sign bit in icount_decr makes the block leave before its first
@@ -43,4 +43,14 @@ void __wrap_tcg_gen_exit_tb_x86_64(void *s, void *tb, unsigned index)
         M->exit_label = NULL;
     }
     __real_tcg_gen_exit_tb_x86_64(s, tb, index);
+}
+
+/* Each instruction begins with this mark: the next byte the translator reads is its first. */
+extern void *__real_tcg_emit_op_x86_64(void *s, int op);
+
+void *__wrap_tcg_emit_op_x86_64(void *s, int op)
+{
+    if (op == K_INDEX_op_insn_start)
+        M->insn_start = true;
+    return __real_tcg_emit_op_x86_64(s, op);
 }

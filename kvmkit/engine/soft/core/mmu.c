@@ -675,7 +675,7 @@ static inline struct tlb_entry *entry_for(void *env, uint64_t addr, int size, in
     return tlb_lookup(tlb, mmu_idx, addr, &index);
 }
 
-static uint64_t slow_load(void *env, uint64_t addr, int size, int mmu_idx, uintptr_t retaddr)
+uint64_t slow_load(void *env, uint64_t addr, int size, int mmu_idx, uintptr_t retaddr)
 {
     struct tlb_entry *e;
     uint64_t value = 0;
@@ -695,7 +695,7 @@ static uint64_t slow_load(void *env, uint64_t addr, int size, int mmu_idx, uintp
     return value;
 }
 
-static void slow_store(void *env, uint64_t addr, uint64_t value, int size, int mmu_idx,
+void slow_store(void *env, uint64_t addr, uint64_t value, int size, int mmu_idx,
                        uintptr_t retaddr)
 {
     struct tlb_entry *e;
@@ -715,6 +715,29 @@ static void slow_store(void *env, uint64_t addr, uint64_t value, int size, int m
     if (e->write & K_TLB_NOTDIRTY)
         store_check(e->paddr | (addr & (PAGE_SIZE - 1)), size, retaddr, e);
     memcpy((void *)(addr + e->addend), &value, size);
+}
+
+/* Host memory from ``addr`` to its page's end, for a load or for stores; NULL where
+ * it must go byte by byte (devices, pages with code). Faults as the access would. */
+uint8_t *ram_for_load(void *env, uint64_t addr, int mmu_idx, uintptr_t retaddr)
+{
+    struct tlb_entry *e = entry_for(env, addr, 1, ACCESS_LOAD, mmu_idx, retaddr, TLBE_ADDR_READ);
+
+    return e->read & K_TLB_MMIO ? NULL : (uint8_t *)(addr + e->addend);
+}
+
+uint8_t *ram_for_store(void *env, uint64_t addr, int mmu_idx, uintptr_t retaddr)
+{
+    struct tlb_entry *e = entry_for(env, addr, 1, ACCESS_STORE, mmu_idx, retaddr, TLBE_ADDR_WRITE);
+
+    if (e->write & K_TLB_MMIO)
+        return NULL;
+    if (e->write & K_TLB_NOTDIRTY) {
+        store_check(e->paddr | (addr & (PAGE_SIZE - 1)), 1, retaddr, e);
+        if (e->write & K_TLB_NOTDIRTY)
+            return NULL;
+    }
+    return (uint8_t *)(addr + e->addend);
 }
 
 #define LOAD(name, type, size)                                                                     \
@@ -777,7 +800,7 @@ static inline void any_store(void *env, uint64_t addr, uint64_t value, int size,
         memcpy((void *)(addr + e->addend), &value, size);
 }
 
-static inline int data_mmu_index(void *env)
+int data_mmu_index(void *env)
 {
     uint32_t hflags = ENV(uint32_t, HFLAGS);
 
@@ -850,6 +873,14 @@ static struct tlb_entry *code_entry(void *env, uint64_t addr)
     return e;
 }
 
+/* Where the code at ``addr`` is, to its page's end; NULL if not in RAM. */
+const uint8_t *code_bytes(void *env, uint64_t addr)
+{
+    struct tlb_entry *e = code_entry(env, addr);
+
+    return e->code & K_TLB_MMIO ? NULL : (const uint8_t *)(addr + e->addend);
+}
+
 static uint64_t fetch(void *env, uint64_t addr, int size)
 {
     struct tlb_entry *e = code_entry(env, addr);
@@ -868,6 +899,22 @@ static uint64_t fetch(void *env, uint64_t addr, int size)
 
 uint32_t __wrap_cpu_ldub_code_x86_64(void *env, uint64_t addr)
 {
+    struct machine *m = M;
+
+    if (m->shown_left) {
+        int shown = strings_next_byte(m, addr);
+
+        if (shown >= 0)
+            return (uint32_t)shown;
+    }
+    if (m->insn_start) {
+        const uint8_t *code = code_bytes(env, addr);
+        int shown = code ? strings_first_byte(m, env, addr, code) : -1;
+
+        m->insn_start = false;
+        if (shown >= 0)
+            return (uint32_t)shown;
+    }
     return fetch(env, addr, 1);
 }
 

@@ -186,6 +186,7 @@
 #define K_TB_EXIT_REQUESTED 0x3
 #define K_CF_PARALLEL 0x80000
 #define K_INDEX_op_ld_i32 0xd
+#define K_INDEX_op_insn_start 0x81
 #define K_INDEX_op_set_label 0x1
 #define K_TCG_TYPE_I32 0x0
 #define K_TCG_COND_LT 0x2
