@@ -121,6 +121,7 @@ class VM:
         self._log_fd = -1
         self._board: Board | None = None
         self._listeners: list[Callable[[Ending], None]] = []
+        self._report_listeners: list[Callable[[str, str], None]] = []
         self._closed = False
         self._last_log = b""
         self._ending: Ending | None = None
@@ -150,6 +151,8 @@ class VM:
         try:
             for listener in self._listeners:
                 board.power.on_end(listener)
+            for report in self._report_listeners:
+                board.serial.reports.listen(report)
             board.start()
         except BaseException:
             self.close()
@@ -252,6 +255,16 @@ class VM:
         self._listeners.append(listener)
         if self._board is not None:
             self._board.power.on_end(listener)
+
+    def on_report(self, listener: Callable[[str, str], None]) -> None:
+        """Call ``listener(word, rest)`` for each line ``kvmkit: WORD REST`` of the guest's COM4.
+
+        Our guests' init says ``ready`` when their command may have its input. The
+        listener runs on a vCPU's thread and must be quick.
+        """
+        self._report_listeners.append(listener)
+        if self._board is not None:
+            self._board.serial.reports.listen(listener)
 
     # Console
 

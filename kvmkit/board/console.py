@@ -36,6 +36,7 @@ BACKLOG = 1 << 20
 _PROMPT_DELAY = 4_000_000  # ns of host time a byte may wait for the rest of its line
 _BATCH = 4096
 _INPUT_HELD = 64 << 10
+_SETTLE = 10_000_000  # ns of guest time after which a driver has set up the port
 
 
 class ConsoleOutput:
@@ -187,17 +188,27 @@ class ConsoleOutput:
 class ConsoleInput:
     """What is typed, held until the guest takes it.
 
-    With ``hold``, bytes wait until the guest's driver has enabled the receiver
-    interrupt: Linux empties the FIFO when the port is opened, and what was typed
-    or piped in before would be lost.
+    With ``hold``, bytes wait until the guest's driver listens: until it has
+    enabled the receiver interrupt and then left the port alone for some
+    milliseconds of ``clock``. Linux empties the FIFO several times while it opens
+    the port, and what was typed or piped in before would be lost.
     """
 
     def __init__(
-        self, loop: EventLoop, lock: AbstractContextManager[object], *, hold: bool = False
+        self,
+        loop: EventLoop,
+        lock: AbstractContextManager[object],
+        clock: BoardClock,
+        *,
+        hold: bool = False,
     ) -> None:
         self._loop = loop
         self._lock = lock
+        self._clock = clock
         self._hold = hold
+        self._settle = clock.timer(self._on_settled)
+        self._settled = not hold
+        self._given = False  # the guest has bytes it has not read
         self._serial: Serial | None = None
         self._held = bytearray()
         self._fd = -1
@@ -207,19 +218,35 @@ class ConsoleInput:
         self._filter: Callable[[bytes], bytes] | None = None
 
     def connect(self, serial: Serial) -> None:
-        """The port that receives; its ``on_room`` is :meth:`push`."""
+        """The port that receives; its ``on_room`` is :meth:`room`."""
         self._serial = serial
 
     def feed(self, data: bytes) -> None:
         """Type ``data``. From any thread."""
         with self._lock:
             self._held += data
-            self.push()
+            self._push()
 
-    def push(self) -> None:
-        """Give the guest what it has room for. Under the board's lock."""
+    def room(self) -> None:
+        """The guest has emptied the receiver, or begins to listen. Under the board's lock."""
+        if self._hold and not self._given:
+            self._settled = False  # the driver sets up the port
+        self._given = False
+        self._push()
+
+    def _on_settled(self) -> None:
+        if self._serial is not None and self._serial.listening:
+            self._settled = True
+            self._push()
+
+    def _push(self) -> None:
+        """Give the guest what it has room for."""
         serial = self._serial
-        if serial is None or self._pushing or (self._hold and not serial.listening):
+        if serial is None or self._pushing:
+            return
+        if not self._settled or (self._hold and not serial.listening):
+            if serial.listening:
+                self._settle.arm(self._clock.now() + _SETTLE)
             return
         self._pushing = True  # receiving may raise a line, and that call us again
         try:
@@ -227,6 +254,7 @@ class ConsoleInput:
                 taken = serial.receive(bytes(self._held[:64]))
                 if not taken:
                     break
+                self._given = True
                 del self._held[:taken]
         finally:
             self._pushing = False

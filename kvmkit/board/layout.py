@@ -43,7 +43,9 @@ I/O ports::
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself takes 3 ms to import
+    from typing import Final
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20

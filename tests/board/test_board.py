@@ -139,6 +139,20 @@ def test_accesses_between_the_wish_for_a_reset_and_the_reset_reach_nobody():
     assert (resets[:1], log) == ([True], b"")
 
 
+def test_reports_of_the_guest_are_passed_on():
+    """Lines "kvmkit: WORD REST" on COM4; others, and bytes that are no text, are not."""
+    told: list[tuple[str, str]] = []
+    lines = b"noise\nkvmkit: ready\r\nkvmkit: size 24 80\nkvmkit: exit x\n\xff\xfe\n" + b"y" * 999
+    engine = FakeEngine(say(lines + b"\nkvmkit: exit 300\n", 0x2E8))
+    board = make_board(engine)
+    board.serial.reports.listen(lambda *report: told.append(report))
+    board.start()
+    ending = board.power.wait(5)
+    board.close()
+    assert told == [("ready", ""), ("size", "24 80"), ("exit", "x"), ("exit", "300")]
+    assert ending == Ending(EndKind.EXITED, status=300 & 0xFF)
+
+
 def test_first_ending_wins():
     """What comes after is not the reason."""
     ending, _, _ = run(out(0xF4, 3), POWER_OFF, out(0xF4, 4))
@@ -260,22 +274,26 @@ def test_typed_bytes_wait_for_the_guest():
     assert got == text
 
 
-def test_held_input_waits_for_the_driver():
-    """With hold_input nothing is received before the receiver interrupt is enabled."""
+def test_held_input_waits_until_the_driver_has_set_up_the_port():
+    """Nothing before the receiver interrupt is enabled, nor for 10 ms after; then it comes."""
     seen: list[int] = []
 
     def look(bus):
         seen.append(bus.port_read(0x3FD, 1) & 1)
         bus.port_write(0x3F9, 1, 1)
         seen.append(bus.port_read(0x3FD, 1) & 1)
+        limit = time.monotonic() + 5
+        while not bus.port_read(0x3FD, 1) & 1 and time.monotonic() < limit:
+            time.sleep(0.001)
+        seen.append(bus.port_read(0x3F8, 1))
+        seen.append(bus.port_read(0x3F8, 1))  # the next comes at once
 
-    engine = FakeEngine(look, POWER_OFF)
-    board = make_board(engine, hold_input=True)
-    board.serial.input.feed(b"x")
+    board = make_board(FakeEngine(look, POWER_OFF), hold_input=True)
+    board.serial.input.feed(b"xy")
     board.start()
     board.power.wait(5)
     board.close()
-    assert seen == [0, 1]
+    assert seen == [0, 0, ord("x"), ord("y")]
 
 
 def test_input_from_a_pipe_is_passed_on_with_its_end():

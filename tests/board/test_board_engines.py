@@ -1,4 +1,4 @@
-"""The board on the real /dev/kvm, with guests of a few instructions."""
+"""The board on the real engines, with guests of a few instructions."""
 
 from __future__ import annotations
 
@@ -23,18 +23,30 @@ from tests.board.machine import (
     say,
 )
 
-pytestmark = pytest.mark.kvm
-
 GIB = 1 << 30
 
 
+@pytest.fixture(
+    params=[
+        pytest.param("kvm", marks=pytest.mark.kvm),
+        pytest.param("soft", marks=pytest.mark.soft),
+    ],
+    autouse=True,
+)
+def kind(request):
+    """Each test runs on either engine."""
+    global KIND
+    KIND = request.param
+
+
 def make_engine(cpus=1):
-    from kvmkit.engine.kvm.engine import KvmEngine
+    """An engine of the kind under test; skips if this host has none."""
+    from kvmkit.vm import make_engine as make
 
     try:
-        return KvmEngine(cpus)
+        return make(KIND, cpus)
     except KvmkitError as error:
-        pytest.skip(f"no usable KVM: {error}")
+        pytest.skip(f"{KIND}: {error}")
 
 
 def run(code, *, cpus=1, seconds=10, **config):
