@@ -20,8 +20,8 @@ Guest-physical memory::
     0x00_c000_0000  +--------------------------------+
                     | PCI memory window, 32 bit      |
     0x00_e000_0000  +--------------------------------+
-                    | PCI ECAM, 256 buses            |
-    0x00_f000_0000  +--------------------------------+
+                    | PCI ECAM, bus 0, 1 MiB         |
+    0x00_e010_0000  +--------------------------------+
                     | (nothing)                      |
     0x00_fec0_0000  | I/O APIC, 4 KiB                |
     0x00_fee0_0000  | local APICs, 4 KiB; MSI 1 MiB  |
@@ -74,7 +74,7 @@ ACPI_TABLES_SIZE: Final = 0x2_0000
 PCI_WINDOW_32: Final = 0xC000_0000
 PCI_WINDOW_32_SIZE: Final = 0x2000_0000
 PCI_ECAM: Final = 0xE000_0000
-PCI_ECAM_SIZE: Final = 0x1000_0000
+PCI_ECAM_SIZE: Final = 0x10_0000  # one bus: Linux probes each slot of every bus there could be
 IOAPIC: Final = 0xFEC0_0000
 IOAPIC_SIZE: Final = 0x1000
 LAPIC: Final = 0xFEE0_0000

@@ -683,7 +683,8 @@ uint64_t slow_load(void *env, uint64_t addr, int size, int mmu_idx, uintptr_t re
     if ((addr & (PAGE_SIZE - 1)) + size > PAGE_SIZE) {
         /* both pages must be there before anything is read */
         entry_for(env, addr, 1, ACCESS_LOAD, mmu_idx, retaddr, TLBE_ADDR_READ);
-        entry_for(env, addr + size - 1, 1, ACCESS_LOAD, mmu_idx, retaddr, TLBE_ADDR_READ);
+        entry_for(env, (addr + size - 1) & PAGE_MASK, 1, ACCESS_LOAD, mmu_idx, retaddr,
+                  TLBE_ADDR_READ);
         for (int i = 0; i < size; i++)
             value |= slow_load(env, addr + i, 1, mmu_idx, retaddr) << (8 * i);
         return value;
@@ -701,8 +702,9 @@ void slow_store(void *env, uint64_t addr, uint64_t value, int size, int mmu_idx,
     struct tlb_entry *e;
 
     if ((addr & (PAGE_SIZE - 1)) + size > PAGE_SIZE) {
-        entry_for(env, addr + size - 1, 1, ACCESS_STORE, mmu_idx, retaddr, TLBE_ADDR_WRITE);
         entry_for(env, addr, 1, ACCESS_STORE, mmu_idx, retaddr, TLBE_ADDR_WRITE);
+        entry_for(env, (addr + size - 1) & PAGE_MASK, 1, ACCESS_STORE, mmu_idx, retaddr,
+                  TLBE_ADDR_WRITE);
         for (int i = 0; i < size; i++)
             slow_store(env, addr + i, (value >> (8 * i)) & 0xff, 1, mmu_idx, retaddr);
         return;

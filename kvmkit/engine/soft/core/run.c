@@ -12,6 +12,8 @@
 
 #define SLICE_NS 2000000
 #define SOON_NS 2000000
+#define NAP_NS 2000000
+#define NAPS_MAX 8
 #define NEVER INT64_MAX
 
 int64_t monotonic(void)
@@ -37,6 +39,7 @@ static void timed_wait(pthread_cond_t *cond, pthread_mutex_t *lock, int64_t unti
 static void *ticker_main(void *arg)
 {
     struct machine *m = arg;
+    int naps = NAPS_MAX;
 
     pthread_setname_np(pthread_self(), "ticker");
     pthread_mutex_lock(&m->lock);
@@ -45,8 +48,19 @@ static void *ticker_main(void *arg)
             m->tick = NEVER;
             exit_to_loop(m);
         }
+        /* While the guest runs, naps: to wake the ticker for a new deadline costs
+         * more than it costs the ticker to look. A guest that idles lets it sleep. */
         m->tick_sleep = m->tick;
-        timed_wait(&m->tick_cond, &m->lock, m->tick);
+        if (m->idle)
+            naps = 0;
+        else if (naps < NAPS_MAX || m->tick != NEVER) {
+            int64_t nap = monotonic() + NAP_NS;
+
+            naps = m->tick != NEVER ? 0 : naps + 1;
+            if (nap < m->tick_sleep)
+                m->tick_sleep = nap;
+        }
+        timed_wait(&m->tick_cond, &m->lock, m->tick_sleep);
     }
     pthread_mutex_unlock(&m->lock);
     return NULL;
