@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,35 @@ def test_bad_input_is_one_clear_line(
     assert first.startswith("kvmkit: ")
     assert text in first
     assert len(result.stderr.splitlines()) <= 2
+
+
+def test_kvm_without_permission_is_refused() -> None:
+    """Code 119, and the hint says how to get it."""
+    python, setpriv = "/usr/bin/python3", shutil.which("setpriv")
+    if os.geteuid() or not setpriv or not os.path.exists("/dev/kvm"):
+        pytest.skip("only root can give up its rights to /dev/kvm")
+    as_nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    may = "import os, sys; sys.exit(not os.access('/dev/kvm', 6) and sys.version_info >= (3, 11))"
+    if subprocess.run([*as_nobody, python, "-c", may], check=False).returncode != 1:
+        pytest.skip("/dev/kvm is for everybody here, or the system's Python is too old")
+    path = Path("/tmp") / f"kvmkit-test-{os.getpid()}"
+    path.write_bytes(tiny_kernel(HANG))
+    try:
+        result = subprocess.run(
+            [*as_nobody, python, "-m", "kvmkit", "run", "--engine", "kvm", "-k", path, "-i", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=environment(XDG_CACHE_HOME="/nonexistent"),
+            check=False,
+        )
+    finally:
+        path.unlink()
+
+    assert result.returncode == 119
+    assert result.stderr.startswith("kvmkit: /dev/kvm")
+    assert "hint:" in result.stderr
 
 
 def test_a_truncated_kernel_is_refused(kernel: Path, tmp_path: Path) -> None:
