@@ -13,7 +13,7 @@ and 0xcf9 (reset control, 8 bit) do.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from _bisect import bisect_right
 from time import sleep
 
 TYPE_CHECKING = False

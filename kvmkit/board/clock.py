@@ -10,7 +10,7 @@ thread on the software CPU.
 from __future__ import annotations
 
 import time
-from heapq import heapify, heappop, heappush
+from _heapq import heapify, heappop, heappush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     Entry = tuple[int, int, "BoardTimer"]
+
+# _heapq is what heapq imports its functions from; the rest of heapq costs 0.5 ms to import.
 
 __all__ = ["BoardClock", "BoardTimer"]
 

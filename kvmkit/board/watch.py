@@ -11,8 +11,6 @@ Once one did, or somebody listens at the console, silence means nothing.
 
 from __future__ import annotations
 
-from kvmkit.board.paging import has_user_half
-from kvmkit.board.postmortem import describe_cpu, last_lines, panic_lines
 from kvmkit.board.power import Ending, EndKind
 
 TYPE_CHECKING = False
@@ -42,6 +40,8 @@ def in_user_mode(cpu: CpuState, memory: GuestMemory) -> bool:
     """Whether this CPU runs a process, or idles in one's address space."""
     if cpu.cr0 & _CR0_PE and cpu.cs.selector & 3 == 3:
         return True
+    from kvmkit.board.paging import has_user_half
+
     return has_user_half(memory, cpu)
 
 
@@ -105,6 +105,8 @@ class PanicWatch:
         self._end()
 
     def _end(self) -> None:
+        from kvmkit.board.postmortem import panic_lines
+
         log = self._log()
         place = log.rfind(PANIC)
         line = log[place:].split(b"\n", 1)[0].decode(errors="replace").strip() if place >= 0 else ""
@@ -178,6 +180,8 @@ class HangWatch:
         self._timer.arm(self._clock.now() + self._timeout // self.STEPS)
 
     def _end(self, cpus: Sequence[CpuState]) -> None:
+        from kvmkit.board.postmortem import describe_cpu, last_lines
+
         reason = (
             f"the guest hangs: no output for {self._timeout / 1e9:g} s, and no process ever ran"
         )
