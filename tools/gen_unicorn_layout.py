@@ -54,7 +54,8 @@ MEMBERS = [
       ("addr_read", "addr_write", "addr_code", "paddr", "addend")),
     *(("TLB_" + m.upper(), "CPUTLB", m) for m in ("c", "d", "f")),
     *(("TLBD_" + m.upper(), "CPUTLBDesc", m) for m in (
-        "large_page_addr", "large_page_mask", "n_used_entries", "vindex", "vtable", "viotlb", "iotlb",
+        "large_page_addr", "large_page_mask", "n_used_entries", "vindex", "vtable", "viotlb",
+        "iotlb",
     )),
     ("TLBF_MASK", "CPUTLBDescFast", "mask"),
     ("TLBF_TABLE", "CPUTLBDescFast", "table"),
@@ -87,7 +88,8 @@ CONSTANTS = [
     "HF_SMAP_SHIFT", "HF2_GIF_MASK", "HF2_NMI_MASK", "CC_OP_EFLAGS",
     "FEAT_1_EDX", "FEAT_1_ECX", "FEAT_7_0_EBX", "FEAT_7_0_ECX", "FEAT_8000_0001_EDX",
     "FEAT_8000_0001_ECX", "FEATURE_WORDS", "TB_EXIT_REQUESTED", "CF_PARALLEL",
-    "INDEX_op_ld_i32", "INDEX_op_insn_start", "INDEX_op_set_label", "TCG_TYPE_I32", "TCG_COND_LT", "MO_SIGN", "MO_BSWAP",
+    "INDEX_op_ld_i32", "INDEX_op_insn_start", "INDEX_op_set_label", "TCG_TYPE_I32",
+    "TCG_COND_LT",
 ]  # fmt: skip
 
 

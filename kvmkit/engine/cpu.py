@@ -39,7 +39,7 @@ class DescriptorTable(Record):
 
 
 class Fpu(Record):
-    """x87 and SSE state; ``st`` are 10-byte values in stack order ST0-ST7, ``xmm`` 16 bytes each."""
+    """x87 and SSE state: ``st`` 10 bytes each, in stack order ST0-ST7; ``xmm`` 16 bytes each."""
 
     fcw: int = 0x37F
     fsw: int = 0
@@ -53,7 +53,7 @@ class Fpu(Record):
 
 
 class CpuState(Record):
-    """A CPU at rest between two instructions. The defaults are the state after INIT (SDM vol. 3, 9.1.1)."""
+    """A CPU at rest between two instructions; by default after INIT (SDM vol. 3, 9.1.1)."""
 
     gprs: tuple[int, ...] = (0, 0, 0, 0x600) + (0,) * 12
     rip: int = 0xFFF0
@@ -123,7 +123,7 @@ def flat_long_mode(rip: int, *, cr3: int, gdt: int, stack: int) -> CpuState:
 
 
 def flat_protected_mode(rip: int, *, gdt: int) -> CpuState:
-    """A CPU in 32-bit protected mode without paging, as PVH wants it (Xen ``docs/misc/pvh.pandoc``)."""
+    """A CPU in 32-bit protected mode without paging, for PVH (Xen ``docs/misc/pvh.pandoc``)."""
     data = Segment(0x18, 0, 0xFFFFFFFF, 0xC093)
     return CpuState(
         rip=rip,

@@ -74,9 +74,14 @@ class Engine(Protocol):
     """A CPU engine that holds the vCPUs of one VM."""
 
     name: str
-    vcpus: Sequence[Vcpu]
 
-    def add_ram(self, slot: int, address: int, host: int, size: int, *, readonly: bool = False) -> None:
+    @property
+    def vcpus(self) -> Sequence[Vcpu]:
+        """All vCPUs, in the order of their APIC IDs."""
+
+    def add_ram(
+        self, slot: int, address: int, host: int, size: int, *, readonly: bool = False
+    ) -> None:
         """Map ``size`` bytes at host address ``host`` into the guest at ``address``.
 
         All three are multiples of 4096. With ``readonly``, writes go to the bus.

@@ -1,9 +1,10 @@
 """What CPUID says on the software CPU (Intel SDM vol. 2A, CPUID; Linux virt/kvm/x86/cpuid.rst).
 
 The features are those Unicorn 2.1 executes correctly: SSE4.2 and AES, no AVX, no
-BMI1 and BMI2 (BEXTR and BZHI are wrong for long fields, BLSI's carry always). Family, model and stepping are those of an Intel Atom
-(Saltwell), a processor that does not speculate, as ours does not: Linux then
-needs none of its mitigations, page-table isolation above all.
+BMI1 and BMI2 (BEXTR and BZHI are wrong for long fields, BLSI's carry always).
+Family, model and stepping are those of an Intel Atom (Saltwell), a processor that
+does not speculate, as ours does not: Linux then needs none of its mitigations,
+page-table isolation above all.
 
 Clock frequencies are given (leaves 15H, 16H and KVM's clock), so that no guest
 has to measure them.

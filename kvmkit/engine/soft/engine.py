@@ -272,8 +272,7 @@ class SoftEngine:
                 with self._state:
                     self._standing = True
                     self._state.notify_all()
-                    while self._pause and not self._stop:
-                        self._state.wait()
+                    self._state.wait_for(lambda: self._stop or not self._pause)
                     self._standing = False
                 self._sync()
                 continue

@@ -50,7 +50,7 @@ class Msrs:
 
     def __init__(self, write_ram: Callable[[int, bytes], None], clock_start: Callable[[], int],
                  wall_at_zero: Callable[[], int]) -> None:
-        """``clock_start``: the guest's TSC at guest time 0; ``wall_at_zero``: ns since 1970 then."""
+        """``clock_start``: the TSC at guest time 0; ``wall_at_zero``: ns since 1970 then."""
         self._write_ram = write_ram
         self._clock_start = clock_start
         self._wall_at_zero = wall_at_zero

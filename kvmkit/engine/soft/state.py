@@ -36,7 +36,7 @@ def unpack_state(record: bytes, cr8: int, msrs: dict[int, int]) -> CpuState:
     words = iter(fields[:_WORDS])
     take = words.__next__
     gprs = [take() for _ in range(16)]
-    # Unicorn numbers RAX RCX RDX RBX RSP RBP RSI RDI; CpuState names RAX RBX RCX RDX RSI RDI RSP RBP
+    # Unicorn: RAX RCX RDX RBX RSP RBP RSI RDI; CpuState: RAX RBX RCX RDX RSI RDI RSP RBP
     order = (0, 3, 1, 2, 6, 7, 4, 5, *range(8, 16))
     rip, rflags = take(), take()
     segments = {name: Segment(take(), take(), take(), take()) for name in _SEGMENTS}

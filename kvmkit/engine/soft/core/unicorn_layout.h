@@ -190,6 +190,4 @@
 #define K_INDEX_op_set_label 0x1
 #define K_TCG_TYPE_I32 0x0
 #define K_TCG_COND_LT 0x2
-#define K_MO_SIGN 0x4
-#define K_MO_BSWAP 0x8
 #endif
