@@ -114,10 +114,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     import gc
 
-    # Looking for garbage while modules load costs 2 ms and finds none; the session switches
-    # it on again when the VM has started.
+    # Looking for garbage while modules load takes 2 ms and finds none. The session switches
+    # it on when the VM has started.
     gc.disable()
-    # late: --help and mistakes need none of it
-    from kvmkit.cli.session import run
+    try:
+        # late: --help and mistakes need none of it
+        from kvmkit.cli.session import run
 
-    return run(parsed)
+        return run(parsed)
+    finally:
+        gc.enable()

@@ -44,7 +44,7 @@ def run(options: Parsed) -> int:
             try:
                 vm.start()
                 stage.connect(vm)
-                gc.freeze()  # what is here stays: no need to look through it again
+                gc.freeze()  # what is here now stays: it need not be looked through
                 gc.enable()
                 console.serve()
                 code = None
