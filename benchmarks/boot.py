@@ -71,11 +71,11 @@ def row(title: str, ours: list[Run], theirs: list[Run]) -> list[str]:
     """One machine's figures."""
     return [
         title,
-        told(spread([run.marks[0] for run in theirs])),
-        "" if theirs is ours else told(ratio(ours, theirs, lambda run: run.marks[0])),
+        told(spread([run.marks[0].wall for run in theirs])),
+        "" if theirs is ours else told(ratio(ours, theirs, lambda run: run.marks[0].wall)),
         told(spread([run.cpu for run in theirs])),
         "" if theirs is ours else told(ratio(ours, theirs, lambda run: run.cpu)),
-        f"{max(run.memory for run in theirs) / MIB:.0f}",
+        f"{max(run.marks[0].memory for run in theirs) / MIB:.0f}",
     ]
 
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 __all__ = [
     "MIB",
     "Command",
+    "Mark",
     "NotSeen",
     "Run",
     "Spread",
@@ -58,16 +59,23 @@ class Command(NamedTuple):
     to_end: bool = False
 
 
-class Run(NamedTuple):
-    """One run: seconds from the start to each mark and to the end, CPU seconds, peak bytes.
+class Mark(NamedTuple):
+    """A mark: seconds from the start, the process's CPU seconds in steps of 10 ms, peak bytes.
 
     ``memory`` is 0 where the process had ended before it could be read.
     """
 
-    marks: tuple[float, ...]
     wall: float
     cpu: float
     memory: int
+
+
+class Run(NamedTuple):
+    """One run: its marks, and seconds to its end and of CPU time in all."""
+
+    marks: tuple[Mark, ...]
+    wall: float
+    cpu: float
 
 
 class Spread(NamedTuple):
@@ -90,11 +98,10 @@ def measure(command: Command, timeout: float = 300) -> Run:
             env=_environment(),
         )
         assert process.stdout is not None
-        output = _Output(process.stdout.fileno(), start, start + timeout)
-        memory, ended = 0, False
+        output = _Output(process.pid, process.stdout.fileno(), start, start + timeout)
+        ended = False
         try:
             if all(output.find(mark) for mark in command.marks):
-                memory = _peak_memory(process.pid)
                 ended = command.to_end and output.drain()
         finally:
             if not ended:
@@ -104,23 +111,24 @@ def measure(command: Command, timeout: float = 300) -> Run:
             wall = time.perf_counter() - start
             process.returncode = os.waitstatus_to_exitcode(status)
             process.stdout.close()
-        if len(output.times) < len(command.marks) or command.to_end > ended:
+        if len(output.marks) < len(command.marks) or command.to_end > ended:
             errors.seek(0)
             raise NotSeen(_story(command, output, errors.read()))
-    return Run(tuple(output.times), wall, usage.ru_utime + usage.ru_stime, memory)
+    return Run(tuple(output.marks), wall, usage.ru_utime + usage.ru_stime)
 
 
 class _Output:
-    """What a process writes: until when it was read, and when the marks were seen in it."""
+    """What a process writes, and the marks that were seen in it."""
 
-    def __init__(self, descriptor: int, start: float, limit: float) -> None:
+    def __init__(self, process: int, descriptor: int, start: float, limit: float) -> None:
+        self._process = process
         self._descriptor = descriptor
         self._start = start
         self._limit = limit
         self._now = start
         self._searched = 0
         self.text = bytearray()
-        self.times: list[float] = []
+        self.marks: list[Mark] = []
 
     def find(self, mark: bytes) -> bool:
         """Read until ``mark`` was seen behind the last one; False if it does not come."""
@@ -128,7 +136,8 @@ class _Output:
             if not self._read():
                 return False
         self._searched = found + len(mark)
-        self.times.append(self._now - self._start)
+        used, peak = _cpu_time(self._process), _peak_memory(self._process)
+        self.marks.append(Mark(self._now - self._start, used, peak))
         return True
 
     def drain(self) -> bool:
@@ -152,6 +161,13 @@ def _environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
+def _cpu_time(process: int) -> float:
+    # proc(5): utime and stime are fields 14 and 15, 12 and 13 behind the name in parentheses
+    with open(f"/proc/{process}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _peak_memory(process: int) -> int:
     try:
         with open(f"/proc/{process}/status") as file:
@@ -166,8 +182,8 @@ def _story(command: Command, output: _Output, errors: bytes) -> str:
     said = (bytes(output.text) + errors).decode(errors="replace").strip()
     last = "\n    ".join(said.splitlines()[-8:])
     missing = "that it ends"
-    if len(output.times) < len(command.marks):
-        missing = repr(command.marks[len(output.times)].decode(errors="replace"))
+    if len(output.marks) < len(command.marks):
+        missing = repr(command.marks[len(output.marks)].decode(errors="replace"))
     return f"{command.words[0]} did not say {missing}, but\n    {last}"
 
 

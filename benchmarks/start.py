@@ -116,8 +116,8 @@ def row(title: str, mine: list[Run], theirs: list[Run]) -> list[str]:
     """One command's figures."""
     return [
         title,
-        told(spread([run.marks[0] for run in theirs]), MS, 1),
-        "" if theirs is mine else told(ratio(mine, theirs, lambda run: run.marks[0])),
+        told(spread([run.marks[0].wall for run in theirs]), MS, 1),
+        "" if theirs is mine else told(ratio(mine, theirs, lambda run: run.marks[0].wall)),
         told(spread([run.cpu for run in theirs]), MS, 1),
         told(spread([run.wall for run in theirs]), MS, 1),
     ]
