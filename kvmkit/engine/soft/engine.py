@@ -16,6 +16,7 @@ from kvmkit.engine.soft._core import STOP_DEADLINE, STOP_TRIPLE_FAULT, Machine
 from kvmkit.engine.soft.cpuid import TSC_HZ, cpuid_leaves
 from kvmkit.engine.soft.msrs import Msrs
 from kvmkit.engine.soft.state import pack_state, unpack_state
+from kvmkit.frozen import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,24 +77,23 @@ class SoftVcpu:
 
     def state(self) -> CpuState:
         """All registers, by name."""
-        self._engine.sync_tsc()
         record = self._core.get_state(self.index)
         apic = self.apic
-        return unpack_state(record, apic.cr8 if apic else 0, dict(self.msrs.values))
+        return unpack_state(record, apic.cr8 if apic else 0, dict(self.msrs.values), self.tsc())
 
     def restore(self, state: CpuState) -> None:
         """Set all registers."""
-        self._engine.sync_tsc()
-        self._core.set_state(self.index, pack_state(state, self._core.tsc()))
+        tsc = self._engine.tsc()
+        self._core.set_state(self.index, pack_state(state, tsc))
+        self._core.set_tsc_offset(self.index, state.msrs.get(_MSR_TSC, tsc) - tsc & _NOWHERE)
         self.msrs.values = {
             index: value for index, value in state.msrs.items() if self.msrs.read(index) is not None
         }
-        if self.apic is not None and self.apic.cr8 != state.cr8:
-            self.apic.set_cr8(state.cr8)
+        self._engine.set_task_priority(self.index, state.cr8)
 
     def tsc(self) -> int:
         """The time-stamp counter, as the guest reads it."""
-        return self._core.tsc() + self._core.tsc_offset(self.index) & _NOWHERE
+        return self._engine.tsc() + self._core.tsc_offset(self.index) & _NOWHERE
 
     def _tsc_at_zero(self) -> int:
         return self._core.tsc_offset(self.index)
@@ -120,13 +120,18 @@ class SoftVcpu:
         """System management: there is none."""
 
     def _init(self) -> None:
-        self.restore(CpuState(waiting_for_sipi=self.index != 0))
+        self._restart(CpuState(waiting_for_sipi=self.index != 0))
 
     def _startup(self, vector: int) -> None:
-        state = self.state()
-        if state.waiting_for_sipi:
+        if self.state().waiting_for_sipi:
             cs = Segment(vector << 8, vector << 12, 0xFFFF, 0x9B)
-            self.restore(CpuState(rip=0, cs=cs, msrs=state.msrs))
+            self._restart(CpuState(rip=0, cs=cs))
+
+    def _restart(self, state: CpuState) -> None:
+        # INIT leaves MSRs, the TSC and the FPU alone (SDM vol. 3, table 9-1).
+        old, offset = self.state(), self._core.tsc_offset(self.index)
+        self.restore(replace(state, msrs=old.msrs, fpu=old.fpu))
+        self._core.set_tsc_offset(self.index, offset)
 
 
 class SoftEngine:
@@ -191,8 +196,19 @@ class SoftEngine:
 
     def sync_tsc(self) -> None:
         """Let the counter be 0 at guest time 0, wherever guest time stands."""
-        if self._clock is not None:
-            self.core.set_tsc_base(time.monotonic_ns() - self._clock.now())
+        clock = self._clock
+        if clock is None:
+            return
+        # The host may take the processor from us between two readings: the closest of three.
+        readings = []
+        for _ in range(3):
+            before, now = time.monotonic_ns(), clock.now()
+            readings.append((time.monotonic_ns() - before, before - now))
+        self.core.set_tsc_base(min(readings)[1])
+
+    def tsc(self) -> int:
+        """The counter without a vCPU's offset: guest time. Stands still while the clock does."""
+        return self._clock.now() if self._clock is not None else self.core.tsc()
 
     def wall_at_zero(self) -> int:
         """Nanoseconds since 1970 at guest time 0."""
@@ -278,17 +294,16 @@ class SoftEngine:
                 continue
             try:
                 reason = run()
+                if reason == STOP_DEADLINE and clock is not None:
+                    clock.run_due()
+                    self._clock_changed()
+                while self._events:
+                    self._events.pop(0)()
             except Exception as error:  # a defect in a handler: say so, stand still
                 self._end(CpuEndReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
                 continue
-            if reason == STOP_DEADLINE:
-                if clock is not None:
-                    clock.run_due()
-                    self._clock_changed()
-            elif reason == STOP_TRIPLE_FAULT:
+            if reason == STOP_TRIPLE_FAULT:
                 self._end(CpuEndReason.TRIPLE_FAULT)
-            while self._events:
-                self._events.pop(0)()
 
     def _end(self, reason: CpuEndReason, detail: str = "") -> None:
         """A vCPU can go no further: all stand until somebody pauses and resumes us."""
@@ -365,6 +380,11 @@ class SoftEngine:
             return 0
         with lock:
             return apic.cr8
+
+    def set_task_priority(self, index: int, value: int) -> None:
+        """CR8 of a vCPU, which its local APIC holds."""
+        if self._tpr_read(index) != value:
+            self._tpr_write(index, value)
 
     def _tpr_write(self, index: int, value: int) -> None:
         apic, lock = self.vcpus[index].apic, self._lock

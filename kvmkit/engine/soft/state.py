@@ -21,6 +21,7 @@ _MSRS = (
     0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000102,
     0x174, 0x175, 0x176, 0xC0000103, 0x277, 0x1A0, 0x10,
 )  # fmt: skip
+_MSR_TSC = 0x10
 _MSR_DEFAULTS = {0x277: 0x0007040600070406, 0x1A0: 1}
 _FS_BASE, _GS_BASE = 0xC0000100, 0xC0000101
 
@@ -30,7 +31,7 @@ _TSS_BUSY = 2
 _TSS_TYPE, _TSS_16, _TSS_32 = 0xF, 1, 9
 
 
-def unpack_state(record: bytes, cr8: int, msrs: dict[int, int]) -> CpuState:
+def unpack_state(record: bytes, cr8: int, msrs: dict[int, int], tsc: int) -> CpuState:
     """The core's record as a CpuState; ``msrs`` are those the core does not hold."""
     fields = _RECORD.unpack(record)
     words = iter(fields[:_WORDS])
@@ -53,7 +54,7 @@ def unpack_state(record: bytes, cr8: int, msrs: dict[int, int]) -> CpuState:
         gprs=tuple(gprs[i] for i in order), rip=rip, rflags=rflags, **segments,
         gdt=gdt, idt=idt, cr0=cr0, cr2=cr2, cr3=cr3, cr4=cr4, cr8=cr8, efer=efer, dr=dr,
         fpu=Fpu(fcw, fsw, ftw, fop, fip, fdp, mxcsr, tuple(v[:10] for v in st), tuple(xmm)),
-        msrs=msrs | held,
+        msrs=msrs | held | {_MSR_TSC: tsc},
         halted=halted, waiting_for_sipi=waiting, interrupt_shadow=shadow, nmi_masked=masked,
     )  # fmt: skip
 
@@ -76,7 +77,7 @@ def pack_state(state: CpuState, tsc: int) -> bytes:
     words += [state.gdt.base, state.gdt.limit, state.idt.base, state.idt.limit]
     words += [state.cr0, state.cr2, state.cr3, state.cr4, state.efer, *state.dr]
     for index in _MSRS:
-        default = tsc if index == 0x10 else _MSR_DEFAULTS.get(index, 0)
+        default = tsc if index == _MSR_TSC else _MSR_DEFAULTS.get(index, 0)
         words.append(state.msrs.get(index, default))
     f = state.fpu
     words += [f.fcw, f.fsw, f.ftw, f.fop, f.fip, f.fdp, f.mxcsr]

@@ -11,18 +11,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from mmap import mmap
 from struct import pack, pack_into, unpack_from
 from typing import Any
 
 from kvmkit.engine.cpu import CpuState, DescriptorTable, Segment, flat_long_mode
 from kvmkit.engine.engine import CpuEnd
+from kvmkit.frozen import replace
 from tests.engine.soft.asm import assemble
 
 __all__ = [
     "CODE", "CODE32", "CODE64", "DATA", "DATA_SEGMENT", "DONE", "GDT", "HANDLERS", "IDT", "IST_STACK",
-    "RAM_SIZE", "STACK", "TSS", "USER_CODE", "USER_DATA", "Bus", "Fault", "Guest", "booted",
+    "PAGE_TABLE", "RAM_SIZE", "STACK", "TABLES", "TSS", "USER_CODE", "USER_DATA", "Bus", "Fault", "Guest", "booted",
     "guest", "long_mode", "page_entry", "protected_mode", "real_mode", "set_gate",
 ]  # fmt: skip
 

@@ -187,11 +187,7 @@ _SSE2 = _sse(
 
 _MMX = [
     (f"movq mm0, [$M]; movq mm1, [$M+8]; {op} mm0, mm1; movq [$M], mm0; emms", ALL)
-    for op in (
-        "paddb paddw paddd paddq psubb psubw psubd psubq paddsb paddusw psubsw pmullw pmulhw "
-        "pmulhuw pmaddwd pmuludq pavgb pminub pmaxsw psadbw pand pandn por pxor pcmpeqb pcmpgtw "
-        "packsswb packuswb packssdw punpcklbw punpckhwd punpckldq psllw psrlq psrad"
-    ).split()
+    for op in ["paddb", "paddw", "paddd", "paddq", "psubb", "psubw", "psubd", "psubq", "paddsb", "paddusw", "psubsw", "pmullw", "pmulhw", "pmulhuw", "pmaddwd", "pmuludq", "pavgb", "pminub", "pmaxsw", "psadbw", "pand", "pandn", "por", "pxor", "pcmpeqb", "pcmpgtw", "packsswb", "packuswb", "packssdw", "punpcklbw", "punpckhwd", "punpckldq", "psllw", "psrlq", "psrad"]
 ] + _convert(
     "movq mm0, [$M]; pshufw mm1, mm0, 0x1b; movq [$M], mm1; emms",
     "movq mm0, [$M]; pmovmskb eax, mm0; emms", "movd mm0, ebx; movd ecx, mm0; emms",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from kvmkit.engine.cpu import DescriptorTable
 from kvmkit.engine.engine import CpuEndReason
+from kvmkit.frozen import replace
 from tests.engine.soft.guest import (
     CODE,
     CODE32,

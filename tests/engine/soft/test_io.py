@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.soft.guest import DATA, booted
+from kvmkit.engine.cpu import Segment
+from kvmkit.frozen import replace
+from tests.engine.soft.guest import DATA, TSS, booted, page_entry
 
 pytestmark = pytest.mark.soft
 
@@ -82,8 +84,6 @@ def test_string_input_across_a_page() -> None:
 
 def test_string_input_that_faults_reads_no_port() -> None:
     """INSB to a page that is not there faults before the device is asked."""
-    from tests.engine.soft.guest import page_entry
-
     with booted("mov rdi, 0x30000; mov dx, 0x1f0; insb; hlt") as g:
         page_entry(g, 0x30000, clear_bits=1)
         g.run()
@@ -147,8 +147,6 @@ def test_load_across_the_end_of_ram() -> None:
 
 def test_store_across_pages_is_all_or_nothing() -> None:
     """A store into two pages, the second not there, faults and leaves the first alone."""
-    from tests.engine.soft.guest import page_entry
-
     with booted("mov rax, -1; mov [0x2fffc], rax; hlt") as g:
         page_entry(g, 0x30000, clear_bits=1)
         g.run()
@@ -175,10 +173,6 @@ def test_readonly_ram_sends_writes_to_the_bus() -> None:
 
 def test_user_mode_needs_iopl_or_the_bitmap() -> None:
     """IN at CPL 3 and IOPL 0 is #GP unless the TSS's bitmap has a 0 for every byte of the port."""
-    from dataclasses import replace
-
-    from kvmkit.engine.cpu import Segment
-    from tests.engine.soft.guest import TSS
 
     source = "mov dx, 0x10; out dx, al; mov dx, 0x0f; out dx, ax; out 0xf4, al"
     with booted(source, user=True) as g:
@@ -192,7 +186,6 @@ def test_user_mode_needs_iopl_or_the_bitmap() -> None:
 
 def test_user_mode_with_iopl_3() -> None:
     """With IOPL 3, CPL 3 may do I/O and CLI."""
-    from dataclasses import replace
 
     with booted("out 0x80, al; cli; out 0xf4, al; 1: jmp 1b", user=True) as g:
         g.restore(replace(g.state(), rflags=0x3202))
