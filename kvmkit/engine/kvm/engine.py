@@ -16,7 +16,7 @@ from kvmkit.engine.engine import CpuEnd, CpuEndReason
 from kvmkit.engine.kvm import abi, loop
 from kvmkit.engine.kvm.cpuid import guest_cpuid
 from kvmkit.engine.kvm.kvm import DEVICE, System
-from kvmkit.engine.kvm.structs import kvm_irqchip, kvm_pit_state2
+from kvmkit.engine.kvm.run_structs import kvm_irqchip, kvm_pit_state2
 from kvmkit.engine.kvm.vm_fd import ChipRoute, MsiRoute
 from kvmkit.errors import EngineUnavailable, UsageError
 from kvmkit.frozen import Record

@@ -23,7 +23,7 @@ from struct import Struct
 
 from kvmkit.engine.engine import CpuEnd, CpuEndReason
 from kvmkit.engine.kvm import abi
-from kvmkit.engine.kvm.structs import kvm_run
+from kvmkit.engine.kvm.run_structs import kvm_run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from struct import Struct
 
 from kvmkit.engine.cpu import CpuState, DescriptorTable, Fpu, Segment
 from kvmkit.engine.kvm import abi
-from kvmkit.engine.kvm.structs import (
+from kvmkit.engine.kvm.run_structs import (
     kvm_dtable,
     kvm_lapic_state,
     kvm_regs,

@@ -7,13 +7,11 @@ A structure without a name in C is called after the member it is: ``kvm_run_io``
 from __future__ import annotations
 
 from kvmkit.engine.kvm.record import (
-    Bits,
     Nested,
     Nesteds,
     Numbers,
     Record,
     Rest,
-    Rows,
     s16,
     s32,
     s64,
@@ -22,6 +20,233 @@ from kvmkit.engine.kvm.record import (
     u32,
     u64,
 )
+from kvmkit.engine.kvm.run_structs import (
+    kvm_clear_dirty_log,
+    kvm_clock_data,
+    kvm_coalesced_mmio_zone,
+    kvm_debug_exit_arch,
+    kvm_debugregs,
+    kvm_dirty_log,
+    kvm_dtable,
+    kvm_enable_cap,
+    kvm_fpu,
+    kvm_guest_debug,
+    kvm_guest_debug_arch,
+    kvm_hyperv_exit,
+    kvm_hyperv_exit_u,
+    kvm_hyperv_exit_u_hcall,
+    kvm_hyperv_exit_u_syndbg,
+    kvm_hyperv_exit_u_synic,
+    kvm_ioapic_state,
+    kvm_ioapic_state_redirtbl,
+    kvm_ioapic_state_redirtbl_fields,
+    kvm_ioeventfd,
+    kvm_irq_level,
+    kvm_irq_routing,
+    kvm_irq_routing_entry,
+    kvm_irq_routing_entry_u,
+    kvm_irq_routing_hv_sint,
+    kvm_irq_routing_irqchip,
+    kvm_irq_routing_msi,
+    kvm_irq_routing_xen_evtchn,
+    kvm_irqchip,
+    kvm_irqchip_chip,
+    kvm_irqfd,
+    kvm_lapic_state,
+    kvm_msi,
+    kvm_msr_filter,
+    kvm_msr_filter_range,
+    kvm_pic_state,
+    kvm_pit_channel_state,
+    kvm_pit_config,
+    kvm_pit_state2,
+    kvm_regs,
+    kvm_run,
+    kvm_run_debug,
+    kvm_run_emulation_failure,
+    kvm_run_eoi,
+    kvm_run_ex,
+    kvm_run_fail_entry,
+    kvm_run_hw,
+    kvm_run_hypercall,
+    kvm_run_internal,
+    kvm_run_io,
+    kvm_run_mmio,
+    kvm_run_msr,
+    kvm_run_notify,
+    kvm_run_s,
+    kvm_run_system_event,
+    kvm_run_tpr_access,
+    kvm_segment,
+    kvm_signal_mask,
+    kvm_sregs,
+    kvm_sync_regs,
+    kvm_translation,
+    kvm_userspace_memory_region,
+    kvm_vcpu_events,
+    kvm_vcpu_events_exception,
+    kvm_vcpu_events_interrupt,
+    kvm_vcpu_events_nmi,
+    kvm_vcpu_events_smi,
+    kvm_vcpu_events_triple_fault,
+    kvm_xcr,
+    kvm_xcrs,
+    kvm_xen_exit,
+    kvm_xen_exit_u,
+    kvm_xen_exit_u_hcall,
+)
+
+__all__ = [
+    "kvm_assigned_irq",
+    "kvm_assigned_msix_entry",
+    "kvm_assigned_msix_nr",
+    "kvm_assigned_pci_dev",
+    "kvm_breakpoint",
+    "kvm_clear_dirty_log",
+    "kvm_clock_data",
+    "kvm_clock_pairing",
+    "kvm_coalesced_mmio",
+    "kvm_coalesced_mmio_ring",
+    "kvm_coalesced_mmio_zone",
+    "kvm_cpuid",
+    "kvm_cpuid2",
+    "kvm_cpuid_entry",
+    "kvm_cpuid_entry2",
+    "kvm_create_device",
+    "kvm_debug_exit_arch",
+    "kvm_debug_guest",
+    "kvm_debugregs",
+    "kvm_device_attr",
+    "kvm_dirty_gfn",
+    "kvm_dirty_log",
+    "kvm_dtable",
+    "kvm_enable_cap",
+    "kvm_enc_region",
+    "kvm_fpu",
+    "kvm_guest_debug",
+    "kvm_guest_debug_arch",
+    "kvm_hyperv_eventfd",
+    "kvm_hyperv_exit",
+    "kvm_hyperv_exit_u",
+    "kvm_hyperv_exit_u_hcall",
+    "kvm_hyperv_exit_u_syndbg",
+    "kvm_hyperv_exit_u_synic",
+    "kvm_interrupt",
+    "kvm_ioapic_state",
+    "kvm_ioapic_state_redirtbl",
+    "kvm_ioapic_state_redirtbl_fields",
+    "kvm_ioeventfd",
+    "kvm_irq_level",
+    "kvm_irq_routing",
+    "kvm_irq_routing_entry",
+    "kvm_irq_routing_entry_u",
+    "kvm_irq_routing_hv_sint",
+    "kvm_irq_routing_irqchip",
+    "kvm_irq_routing_msi",
+    "kvm_irq_routing_xen_evtchn",
+    "kvm_irqchip",
+    "kvm_irqchip_chip",
+    "kvm_irqfd",
+    "kvm_lapic_state",
+    "kvm_memory_alias",
+    "kvm_memory_region",
+    "kvm_mmu_op_flush_tlb",
+    "kvm_mmu_op_header",
+    "kvm_mmu_op_release_pt",
+    "kvm_mmu_op_write_pte",
+    "kvm_mp_state",
+    "kvm_msi",
+    "kvm_msr_entry",
+    "kvm_msr_filter",
+    "kvm_msr_filter_range",
+    "kvm_msr_list",
+    "kvm_msrs",
+    "kvm_nested_state",
+    "kvm_nested_state_data",
+    "kvm_nested_state_hdr",
+    "kvm_one_reg",
+    "kvm_pic_state",
+    "kvm_pit_channel_state",
+    "kvm_pit_config",
+    "kvm_pit_state",
+    "kvm_pit_state2",
+    "kvm_pmu_event_filter",
+    "kvm_reg_list",
+    "kvm_regs",
+    "kvm_reinject_control",
+    "kvm_run",
+    "kvm_run_debug",
+    "kvm_run_emulation_failure",
+    "kvm_run_eoi",
+    "kvm_run_ex",
+    "kvm_run_fail_entry",
+    "kvm_run_hw",
+    "kvm_run_hypercall",
+    "kvm_run_internal",
+    "kvm_run_io",
+    "kvm_run_mmio",
+    "kvm_run_msr",
+    "kvm_run_notify",
+    "kvm_run_s",
+    "kvm_run_system_event",
+    "kvm_run_tpr_access",
+    "kvm_segment",
+    "kvm_sev_attestation_report",
+    "kvm_sev_cmd",
+    "kvm_sev_dbg",
+    "kvm_sev_guest_status",
+    "kvm_sev_launch_measure",
+    "kvm_sev_launch_secret",
+    "kvm_sev_launch_start",
+    "kvm_sev_launch_update_data",
+    "kvm_sev_receive_start",
+    "kvm_sev_receive_update_data",
+    "kvm_sev_send_start",
+    "kvm_sev_send_update_data",
+    "kvm_signal_mask",
+    "kvm_sregs",
+    "kvm_sregs2",
+    "kvm_stats_desc",
+    "kvm_stats_header",
+    "kvm_steal_time",
+    "kvm_svm_nested_state_data",
+    "kvm_svm_nested_state_hdr",
+    "kvm_sync_regs",
+    "kvm_tpr_access_ctl",
+    "kvm_translation",
+    "kvm_user_trace_setup",
+    "kvm_userspace_memory_region",
+    "kvm_vapic_addr",
+    "kvm_vcpu_events",
+    "kvm_vcpu_events_exception",
+    "kvm_vcpu_events_interrupt",
+    "kvm_vcpu_events_nmi",
+    "kvm_vcpu_events_smi",
+    "kvm_vcpu_events_triple_fault",
+    "kvm_vcpu_pv_apf_data",
+    "kvm_vmx_nested_state_data",
+    "kvm_vmx_nested_state_hdr",
+    "kvm_vmx_nested_state_hdr_smm",
+    "kvm_x86_mce",
+    "kvm_xcr",
+    "kvm_xcrs",
+    "kvm_xen_exit",
+    "kvm_xen_exit_u",
+    "kvm_xen_exit_u_hcall",
+    "kvm_xen_hvm_attr",
+    "kvm_xen_hvm_attr_u",
+    "kvm_xen_hvm_attr_u_evtchn",
+    "kvm_xen_hvm_attr_u_evtchn_deliver",
+    "kvm_xen_hvm_attr_u_evtchn_deliver_eventfd",
+    "kvm_xen_hvm_attr_u_evtchn_deliver_port",
+    "kvm_xen_hvm_attr_u_shared_info",
+    "kvm_xen_hvm_config",
+    "kvm_xen_vcpu_attr",
+    "kvm_xen_vcpu_attr_u",
+    "kvm_xen_vcpu_attr_u_runstate",
+    "kvm_xen_vcpu_attr_u_timer",
+    "kvm_xsave",
+]
 
 
 class kvm_memory_alias(Record):
@@ -32,139 +257,6 @@ class kvm_memory_alias(Record):
     guest_phys_addr = u64(8)
     memory_size = u64(16)
     target_phys_addr = u64(24)
-
-
-class kvm_pic_state(Record):
-    __slots__ = ()
-    SIZE = 16
-    last_irr = u8(0)
-    irr = u8(1)
-    imr = u8(2)
-    isr = u8(3)
-    priority_add = u8(4)
-    irq_base = u8(5)
-    read_reg_select = u8(6)
-    poll = u8(7)
-    special_mask = u8(8)
-    init_state = u8(9)
-    auto_eoi = u8(10)
-    rotate_on_auto_eoi = u8(11)
-    special_fully_nested_mode = u8(12)
-    init4 = u8(13)
-    elcr = u8(14)
-    elcr_mask = u8(15)
-
-
-class kvm_ioapic_state_redirtbl_fields(Record):
-    __slots__ = ()
-    SIZE = 8
-    vector = u8(0)
-    delivery_mode = Bits(1, 0, 3)
-    dest_mode = Bits(1, 3, 1)
-    delivery_status = Bits(1, 4, 1)
-    polarity = Bits(1, 5, 1)
-    remote_irr = Bits(1, 6, 1)
-    trig_mode = Bits(1, 7, 1)
-    mask = Bits(2, 0, 1)
-    reserve = Bits(2, 1, 7)
-    reserved = Numbers("u8", 3, 4)
-    dest_id = u8(7)
-
-
-class kvm_ioapic_state_redirtbl(Record):
-    __slots__ = ()
-    SIZE = 8
-    bits = u64(0)
-    fields = Nested(kvm_ioapic_state_redirtbl_fields, 0)
-
-
-class kvm_ioapic_state(Record):
-    __slots__ = ()
-    SIZE = 216
-    base_address = u64(0)
-    ioregsel = u32(8)
-    id = u32(12)
-    irr = u32(16)
-    pad = u32(20)
-    redirtbl = Nesteds(kvm_ioapic_state_redirtbl, 24, 24)
-
-
-class kvm_regs(Record):
-    __slots__ = ()
-    SIZE = 144
-    rax = u64(0)
-    rbx = u64(8)
-    rcx = u64(16)
-    rdx = u64(24)
-    rsi = u64(32)
-    rdi = u64(40)
-    rsp = u64(48)
-    rbp = u64(56)
-    r8 = u64(64)
-    r9 = u64(72)
-    r10 = u64(80)
-    r11 = u64(88)
-    r12 = u64(96)
-    r13 = u64(104)
-    r14 = u64(112)
-    r15 = u64(120)
-    rip = u64(128)
-    rflags = u64(136)
-
-
-class kvm_lapic_state(Record):
-    __slots__ = ()
-    SIZE = 1024
-    regs = Numbers("u8", 0, 1024)
-
-
-class kvm_segment(Record):
-    __slots__ = ()
-    SIZE = 24
-    base = u64(0)
-    limit = u32(8)
-    selector = u16(12)
-    type = u8(14)
-    present = u8(15)
-    dpl = u8(16)
-    db = u8(17)
-    s = u8(18)
-    l = u8(19)  # noqa: E741
-    g = u8(20)
-    avl = u8(21)
-    unusable = u8(22)
-    padding = u8(23)
-
-
-class kvm_dtable(Record):
-    __slots__ = ()
-    SIZE = 16
-    base = u64(0)
-    limit = u16(8)
-    padding = Numbers("u16", 10, 3)
-
-
-class kvm_sregs(Record):
-    __slots__ = ()
-    SIZE = 312
-    cs = Nested(kvm_segment, 0)
-    ds = Nested(kvm_segment, 24)
-    es = Nested(kvm_segment, 48)
-    fs = Nested(kvm_segment, 72)
-    gs = Nested(kvm_segment, 96)
-    ss = Nested(kvm_segment, 120)
-    tr = Nested(kvm_segment, 144)
-    ldt = Nested(kvm_segment, 168)
-    gdt = Nested(kvm_dtable, 192)
-    idt = Nested(kvm_dtable, 208)
-    cr0 = u64(224)
-    cr2 = u64(232)
-    cr3 = u64(240)
-    cr4 = u64(248)
-    cr8 = u64(256)
-    efer = u64(264)
-    apic_base = u64(272)
-    interrupt_bitmap = Numbers("u64", 280, 4)
 
 
 class kvm_sregs2(Record):
@@ -191,22 +283,6 @@ class kvm_sregs2(Record):
     pdptrs = Numbers("u64", 288, 4)
 
 
-class kvm_fpu(Record):
-    __slots__ = ()
-    SIZE = 416
-    fpr = Rows("u8", 0, 8, 16)
-    fcw = u16(128)
-    fsw = u16(130)
-    ftwx = u8(132)
-    pad1 = u8(133)
-    last_opcode = u16(134)
-    last_ip = u64(136)
-    last_dp = u64(144)
-    xmm = Rows("u8", 152, 16, 16)
-    mxcsr = u32(408)
-    pad2 = u32(412)
-
-
 class kvm_msr_entry(Record):
     __slots__ = ()
     SIZE = 16
@@ -228,22 +304,6 @@ class kvm_msr_list(Record):
     SIZE = 4
     nmsrs = u32(0)
     indices = Numbers("u32", 4, None)
-
-
-class kvm_msr_filter_range(Record):
-    __slots__ = ()
-    SIZE = 24
-    flags = u32(0)
-    nmsrs = u32(4)
-    base = u32(8)
-    bitmap = u64(16)
-
-
-class kvm_msr_filter(Record):
-    __slots__ = ()
-    SIZE = 392
-    flags = u32(0)
-    ranges = Nesteds(kvm_msr_filter_range, 8, 16)
 
 
 class kvm_cpuid_entry(Record):
@@ -286,52 +346,10 @@ class kvm_cpuid2(Record):
     entries = Rest(kvm_cpuid_entry2, 8)
 
 
-class kvm_pit_channel_state(Record):
-    __slots__ = ()
-    SIZE = 24
-    count = u32(0)
-    latched_count = u16(4)
-    count_latched = u8(6)
-    status_latched = u8(7)
-    status = u8(8)
-    read_state = u8(9)
-    write_state = u8(10)
-    write_latch = u8(11)
-    rw_mode = u8(12)
-    mode = u8(13)
-    bcd = u8(14)
-    gate = u8(15)
-    count_load_time = s64(16)
-
-
-class kvm_debug_exit_arch(Record):
-    __slots__ = ()
-    SIZE = 32
-    exception = u32(0)
-    pad = u32(4)
-    pc = u64(8)
-    dr6 = u64(16)
-    dr7 = u64(24)
-
-
-class kvm_guest_debug_arch(Record):
-    __slots__ = ()
-    SIZE = 64
-    debugreg = Numbers("u64", 0, 8)
-
-
 class kvm_pit_state(Record):
     __slots__ = ()
     SIZE = 72
     channels = Nesteds(kvm_pit_channel_state, 0, 3)
-
-
-class kvm_pit_state2(Record):
-    __slots__ = ()
-    SIZE = 112
-    channels = Nesteds(kvm_pit_channel_state, 0, 3)
-    flags = u32(72)
-    reserved = Numbers("u32", 76, 9)
 
 
 class kvm_reinject_control(Record):
@@ -341,104 +359,11 @@ class kvm_reinject_control(Record):
     reserved = Numbers("u8", 1, 31)
 
 
-class kvm_vcpu_events_exception(Record):
-    __slots__ = ()
-    SIZE = 8
-    injected = u8(0)
-    nr = u8(1)
-    has_error_code = u8(2)
-    pending = u8(3)
-    error_code = u32(4)
-
-
-class kvm_vcpu_events_interrupt(Record):
-    __slots__ = ()
-    SIZE = 4
-    injected = u8(0)
-    nr = u8(1)
-    soft = u8(2)
-    shadow = u8(3)
-
-
-class kvm_vcpu_events_nmi(Record):
-    __slots__ = ()
-    SIZE = 4
-    injected = u8(0)
-    pending = u8(1)
-    masked = u8(2)
-    pad = u8(3)
-
-
-class kvm_vcpu_events_smi(Record):
-    __slots__ = ()
-    SIZE = 4
-    smm = u8(0)
-    pending = u8(1)
-    smm_inside_nmi = u8(2)
-    latched_init = u8(3)
-
-
-class kvm_vcpu_events_triple_fault(Record):
-    __slots__ = ()
-    SIZE = 1
-    pending = u8(0)
-
-
-class kvm_vcpu_events(Record):
-    __slots__ = ()
-    SIZE = 64
-    exception = Nested(kvm_vcpu_events_exception, 0)
-    interrupt = Nested(kvm_vcpu_events_interrupt, 8)
-    nmi = Nested(kvm_vcpu_events_nmi, 12)
-    sipi_vector = u32(16)
-    flags = u32(20)
-    smi = Nested(kvm_vcpu_events_smi, 24)
-    triple_fault = Nested(kvm_vcpu_events_triple_fault, 28)
-    reserved = Numbers("u8", 29, 26)
-    exception_has_payload = u8(55)
-    exception_payload = u64(56)
-
-
-class kvm_debugregs(Record):
-    __slots__ = ()
-    SIZE = 128
-    db = Numbers("u64", 0, 4)
-    dr6 = u64(32)
-    dr7 = u64(40)
-    flags = u64(48)
-    reserved = Numbers("u64", 56, 9)
-
-
 class kvm_xsave(Record):
     __slots__ = ()
     SIZE = 4096
     region = Numbers("u32", 0, 1024)
     extra = Numbers("u32", 4096, None)
-
-
-class kvm_xcr(Record):
-    __slots__ = ()
-    SIZE = 16
-    xcr = u32(0)
-    reserved = u32(4)
-    value = u64(8)
-
-
-class kvm_xcrs(Record):
-    __slots__ = ()
-    SIZE = 392
-    nr_xcrs = u32(0)
-    flags = u32(4)
-    xcrs = Nesteds(kvm_xcr, 8, 16)
-    padding = Numbers("u64", 264, 16)
-
-
-class kvm_sync_regs(Record):
-    __slots__ = ()
-    SIZE = 520
-    regs = Nested(kvm_regs, 0)
-    sregs = Nested(kvm_sregs, 144)
-    events = Nested(kvm_vcpu_events, 456)
 
 
 class kvm_vmx_nested_state_data(Record):
@@ -546,278 +471,6 @@ class kvm_memory_region(Record):
     memory_size = u64(16)
 
 
-class kvm_userspace_memory_region(Record):
-    __slots__ = ()
-    SIZE = 32
-    slot = u32(0)
-    flags = u32(4)
-    guest_phys_addr = u64(8)
-    memory_size = u64(16)
-    userspace_addr = u64(24)
-
-
-class kvm_irq_level(Record):
-    __slots__ = ()
-    SIZE = 8
-    irq = u32(0)
-    status = s32(0)
-    level = u32(4)
-
-
-class kvm_irqchip_chip(Record):
-    __slots__ = ()
-    SIZE = 512
-    dummy = Numbers("u8", 0, 512)
-    pic = Nested(kvm_pic_state, 0)
-    ioapic = Nested(kvm_ioapic_state, 0)
-
-
-class kvm_irqchip(Record):
-    __slots__ = ()
-    SIZE = 520
-    chip_id = u32(0)
-    pad = u32(4)
-    chip = Nested(kvm_irqchip_chip, 8)
-
-
-class kvm_pit_config(Record):
-    __slots__ = ()
-    SIZE = 64
-    flags = u32(0)
-    pad = Numbers("u32", 4, 15)
-
-
-class kvm_hyperv_exit_u_synic(Record):
-    __slots__ = ()
-    SIZE = 32
-    msr = u32(0)
-    pad2 = u32(4)
-    control = u64(8)
-    evt_page = u64(16)
-    msg_page = u64(24)
-
-
-class kvm_hyperv_exit_u_hcall(Record):
-    __slots__ = ()
-    SIZE = 32
-    input = u64(0)
-    result = u64(8)
-    params = Numbers("u64", 16, 2)
-
-
-class kvm_hyperv_exit_u_syndbg(Record):
-    __slots__ = ()
-    SIZE = 48
-    msr = u32(0)
-    pad2 = u32(4)
-    control = u64(8)
-    status = u64(16)
-    send_page = u64(24)
-    recv_page = u64(32)
-    pending_page = u64(40)
-
-
-class kvm_hyperv_exit_u(Record):
-    __slots__ = ()
-    SIZE = 48
-    synic = Nested(kvm_hyperv_exit_u_synic, 0)
-    hcall = Nested(kvm_hyperv_exit_u_hcall, 0)
-    syndbg = Nested(kvm_hyperv_exit_u_syndbg, 0)
-
-
-class kvm_hyperv_exit(Record):
-    __slots__ = ()
-    SIZE = 56
-    type = u32(0)
-    pad1 = u32(4)
-    u = Nested(kvm_hyperv_exit_u, 8)
-
-
-class kvm_xen_exit_u_hcall(Record):
-    __slots__ = ()
-    SIZE = 72
-    longmode = u32(0)
-    cpl = u32(4)
-    input = u64(8)
-    result = u64(16)
-    params = Numbers("u64", 24, 6)
-
-
-class kvm_xen_exit_u(Record):
-    __slots__ = ()
-    SIZE = 72
-    hcall = Nested(kvm_xen_exit_u_hcall, 0)
-
-
-class kvm_xen_exit(Record):
-    __slots__ = ()
-    SIZE = 80
-    type = u32(0)
-    u = Nested(kvm_xen_exit_u, 8)
-
-
-class kvm_run_hw(Record):
-    __slots__ = ()
-    SIZE = 8
-    hardware_exit_reason = u64(0)
-
-
-class kvm_run_fail_entry(Record):
-    __slots__ = ()
-    SIZE = 16
-    hardware_entry_failure_reason = u64(0)
-    cpu = u32(8)
-
-
-class kvm_run_ex(Record):
-    __slots__ = ()
-    SIZE = 8
-    exception = u32(0)
-    error_code = u32(4)
-
-
-class kvm_run_io(Record):
-    __slots__ = ()
-    SIZE = 16
-    direction = u8(0)
-    size = u8(1)
-    port = u16(2)
-    count = u32(4)
-    data_offset = u64(8)
-
-
-class kvm_run_debug(Record):
-    __slots__ = ()
-    SIZE = 32
-    arch = Nested(kvm_debug_exit_arch, 0)
-
-
-class kvm_run_mmio(Record):
-    __slots__ = ()
-    SIZE = 24
-    phys_addr = u64(0)
-    data = Numbers("u8", 8, 8)
-    len = u32(16)
-    is_write = u8(20)
-
-
-class kvm_run_hypercall(Record):
-    __slots__ = ()
-    SIZE = 72
-    nr = u64(0)
-    args = Numbers("u64", 8, 6)
-    ret = u64(56)
-    longmode = u32(64)
-    pad = u32(68)
-
-
-class kvm_run_tpr_access(Record):
-    __slots__ = ()
-    SIZE = 16
-    rip = u64(0)
-    is_write = u32(8)
-    pad = u32(12)
-
-
-class kvm_run_internal(Record):
-    __slots__ = ()
-    SIZE = 136
-    suberror = u32(0)
-    ndata = u32(4)
-    data = Numbers("u64", 8, 16)
-
-
-class kvm_run_emulation_failure(Record):
-    __slots__ = ()
-    SIZE = 32
-    suberror = u32(0)
-    ndata = u32(4)
-    flags = u64(8)
-    insn_size = u8(16)
-    insn_bytes = Numbers("u8", 17, 15)
-
-
-class kvm_run_system_event(Record):
-    __slots__ = ()
-    SIZE = 136
-    type = u32(0)
-    ndata = u32(4)
-    flags = u64(8)
-    data = Numbers("u64", 8, 16)
-
-
-class kvm_run_eoi(Record):
-    __slots__ = ()
-    SIZE = 1
-    vector = u8(0)
-
-
-class kvm_run_msr(Record):
-    __slots__ = ()
-    SIZE = 24
-    error = u8(0)
-    pad = Numbers("u8", 1, 7)
-    reason = u32(8)
-    index = u32(12)
-    data = u64(16)
-
-
-class kvm_run_notify(Record):
-    __slots__ = ()
-    SIZE = 4
-    flags = u32(0)
-
-
-class kvm_run_s(Record):
-    __slots__ = ()
-    SIZE = 2048
-    regs = Nested(kvm_sync_regs, 0)
-    padding = Numbers("u8", 0, 2048)
-
-
-class kvm_run(Record):
-    __slots__ = ()
-    SIZE = 2352
-    request_interrupt_window = u8(0)
-    immediate_exit = u8(1)
-    padding1 = Numbers("u8", 2, 6)
-    exit_reason = u32(8)
-    ready_for_interrupt_injection = u8(12)
-    if_flag = u8(13)
-    flags = u16(14)
-    cr8 = u64(16)
-    apic_base = u64(24)
-    hw = Nested(kvm_run_hw, 32)
-    fail_entry = Nested(kvm_run_fail_entry, 32)
-    ex = Nested(kvm_run_ex, 32)
-    io = Nested(kvm_run_io, 32)
-    debug = Nested(kvm_run_debug, 32)
-    mmio = Nested(kvm_run_mmio, 32)
-    hypercall = Nested(kvm_run_hypercall, 32)
-    tpr_access = Nested(kvm_run_tpr_access, 32)
-    internal = Nested(kvm_run_internal, 32)
-    emulation_failure = Nested(kvm_run_emulation_failure, 32)
-    system_event = Nested(kvm_run_system_event, 32)
-    eoi = Nested(kvm_run_eoi, 32)
-    hyperv = Nested(kvm_hyperv_exit, 32)
-    msr = Nested(kvm_run_msr, 32)
-    xen = Nested(kvm_xen_exit, 32)
-    notify = Nested(kvm_run_notify, 32)
-    padding = Numbers("u8", 32, 256)
-    kvm_valid_regs = u64(288)
-    kvm_dirty_regs = u64(296)
-    s = Nested(kvm_run_s, 304)
-
-
-class kvm_coalesced_mmio_zone(Record):
-    __slots__ = ()
-    SIZE = 16
-    addr = u64(0)
-    size = u32(8)
-    pad = u32(12)
-    pio = u32(12)
-
-
 class kvm_coalesced_mmio(Record):
     __slots__ = ()
     SIZE = 24
@@ -836,47 +489,10 @@ class kvm_coalesced_mmio_ring(Record):
     coalesced_mmio = Rest(kvm_coalesced_mmio, 8)
 
 
-class kvm_translation(Record):
-    __slots__ = ()
-    SIZE = 24
-    linear_address = u64(0)
-    physical_address = u64(8)
-    valid = u8(16)
-    writeable = u8(17)
-    usermode = u8(18)
-    pad = Numbers("u8", 19, 5)
-
-
 class kvm_interrupt(Record):
     __slots__ = ()
     SIZE = 4
     irq = u32(0)
-
-
-class kvm_dirty_log(Record):
-    __slots__ = ()
-    SIZE = 16
-    slot = u32(0)
-    padding1 = u32(4)
-    dirty_bitmap = u64(8)
-    padding2 = u64(8)
-
-
-class kvm_clear_dirty_log(Record):
-    __slots__ = ()
-    SIZE = 24
-    slot = u32(0)
-    num_pages = u32(4)
-    first_page = u64(8)
-    dirty_bitmap = u64(16)
-    padding2 = u64(16)
-
-
-class kvm_signal_mask(Record):
-    __slots__ = ()
-    SIZE = 4
-    len = u32(0)
-    sigset = Numbers("u8", 4, None)
 
 
 class kvm_tpr_access_ctl(Record):
@@ -897,94 +513,6 @@ class kvm_mp_state(Record):
     __slots__ = ()
     SIZE = 4
     mp_state = u32(0)
-
-
-class kvm_guest_debug(Record):
-    __slots__ = ()
-    SIZE = 72
-    control = u32(0)
-    pad = u32(4)
-    arch = Nested(kvm_guest_debug_arch, 8)
-
-
-class kvm_ioeventfd(Record):
-    __slots__ = ()
-    SIZE = 64
-    datamatch = u64(0)
-    addr = u64(8)
-    len = u32(16)
-    fd = s32(20)
-    flags = u32(24)
-    pad = Numbers("u8", 28, 36)
-
-
-class kvm_enable_cap(Record):
-    __slots__ = ()
-    SIZE = 104
-    cap = u32(0)
-    flags = u32(4)
-    args = Numbers("u64", 8, 4)
-    pad = Numbers("u8", 40, 64)
-
-
-class kvm_irq_routing_irqchip(Record):
-    __slots__ = ()
-    SIZE = 8
-    irqchip = u32(0)
-    pin = u32(4)
-
-
-class kvm_irq_routing_msi(Record):
-    __slots__ = ()
-    SIZE = 16
-    address_lo = u32(0)
-    address_hi = u32(4)
-    data = u32(8)
-    pad = u32(12)
-    devid = u32(12)
-
-
-class kvm_irq_routing_hv_sint(Record):
-    __slots__ = ()
-    SIZE = 8
-    vcpu = u32(0)
-    sint = u32(4)
-
-
-class kvm_irq_routing_xen_evtchn(Record):
-    __slots__ = ()
-    SIZE = 12
-    port = u32(0)
-    vcpu = u32(4)
-    priority = u32(8)
-
-
-class kvm_irq_routing_entry_u(Record):
-    __slots__ = ()
-    SIZE = 32
-    irqchip = Nested(kvm_irq_routing_irqchip, 0)
-    msi = Nested(kvm_irq_routing_msi, 0)
-    hv_sint = Nested(kvm_irq_routing_hv_sint, 0)
-    xen_evtchn = Nested(kvm_irq_routing_xen_evtchn, 0)
-    pad = Numbers("u32", 0, 8)
-
-
-class kvm_irq_routing_entry(Record):
-    __slots__ = ()
-    SIZE = 48
-    gsi = u32(0)
-    type = u32(4)
-    flags = u32(8)
-    pad = u32(12)
-    u = Nested(kvm_irq_routing_entry_u, 16)
-
-
-class kvm_irq_routing(Record):
-    __slots__ = ()
-    SIZE = 8
-    nr = u32(0)
-    flags = u32(4)
-    entries = Rest(kvm_irq_routing_entry, 8)
 
 
 class kvm_x86_mce(Record):
@@ -1011,27 +539,6 @@ class kvm_xen_hvm_config(Record):
     pad2 = Numbers("u8", 26, 30)
 
 
-class kvm_irqfd(Record):
-    __slots__ = ()
-    SIZE = 32
-    fd = u32(0)
-    gsi = u32(4)
-    flags = u32(8)
-    resamplefd = u32(12)
-    pad = Numbers("u8", 16, 16)
-
-
-class kvm_clock_data(Record):
-    __slots__ = ()
-    SIZE = 48
-    clock = u64(0)
-    flags = u32(8)
-    pad0 = u32(12)
-    realtime = u64(16)
-    host_tsc = u64(24)
-    pad = Numbers("u32", 32, 4)
-
-
 class kvm_reg_list(Record):
     __slots__ = ()
     SIZE = 8
@@ -1044,17 +551,6 @@ class kvm_one_reg(Record):
     SIZE = 16
     id = u64(0)
     addr = u64(8)
-
-
-class kvm_msi(Record):
-    __slots__ = ()
-    SIZE = 32
-    address_lo = u32(0)
-    address_hi = u32(4)
-    data = u32(8)
-    flags = u32(12)
-    devid = u32(16)
-    pad = Numbers("u8", 20, 12)
 
 
 class kvm_create_device(Record):

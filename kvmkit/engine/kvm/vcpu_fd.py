@@ -9,7 +9,7 @@ from struct import Struct
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.calls import call
-from kvmkit.engine.kvm.structs import (
+from kvmkit.engine.kvm.run_structs import (
     kvm_debugregs,
     kvm_fpu,
     kvm_guest_debug,
@@ -257,7 +257,7 @@ class VcpuFd:
 
     def enable(self, capability: int, *arguments: int) -> None:
         """KVM_ENABLE_CAP for this vCPU."""
-        from kvmkit.engine.kvm.structs import kvm_enable_cap
+        from kvmkit.engine.kvm.run_structs import kvm_enable_cap
 
         record = kvm_enable_cap()
         record.cap = capability

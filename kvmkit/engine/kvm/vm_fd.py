@@ -6,7 +6,7 @@ import os
 
 from kvmkit.engine.kvm import abi
 from kvmkit.engine.kvm.calls import call, pointer_array
-from kvmkit.engine.kvm.structs import (
+from kvmkit.engine.kvm.run_structs import (
     kvm_clear_dirty_log,
     kvm_clock_data,
     kvm_coalesced_mmio_zone,
