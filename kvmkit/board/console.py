@@ -85,6 +85,22 @@ class ConsoleOutput:
         """Show the output to ``tap``, which runs under the board's lock and must be quick."""
         self._taps.append(tap)
 
+    def attach(self, tap: Callable[[bytes], None]) -> bytes:
+        """Show all further output to ``tap``, as :meth:`add_tap` does; also while the machine runs.
+
+        Returns what came before: :attr:`log`, with nothing missing or twice in between.
+        """
+        with self._lock:
+            if self._pending:
+                self._emit()
+            self._taps = [*self._taps, tap]
+            return bytes(self._log[-LOG_SIZE:])
+
+    def detach(self, tap: Callable[[bytes], None]) -> None:
+        """Undo :meth:`attach`. Harmless when it is not attached."""
+        with self._lock:
+            self._taps = [other for other in self._taps if other != tap]
+
     @property
     def log(self) -> bytes:
         """The last output, up to :data:`LOG_SIZE` bytes."""
@@ -220,6 +236,11 @@ class ConsoleInput:
     def connect(self, serial: Serial) -> None:
         """The port that receives; its ``on_room`` is :meth:`room`."""
         self._serial = serial
+
+    @property
+    def held(self) -> int:
+        """How many typed bytes the guest has not taken yet."""
+        return len(self._held)
 
     def feed(self, data: bytes) -> None:
         """Type ``data``. From any thread."""
