@@ -139,6 +139,8 @@ class KvmEngine:
         self._cpus: list[KvmVcpu] = []
         self.vcpus: Sequence[Vcpu] = self._cpus
         self.started = False
+        self.thread_name = "vcpu{}"
+        """How the kernel shows the vCPUs' threads, with their number; 15 bytes count."""
         # Lock order: _switch, then _stands. The first is held through a whole pause, resume or
         # close, the second guards what the vCPUs' threads look at too.
         self._switch = threading.Lock()
@@ -188,6 +190,11 @@ class KvmEngine:
                 lapic.memory[_LAPIC_LINT1 : _LAPIC_LINT1 + 4] = _NMI
                 fd.set_lapic(lapic)
             self._cpus.append(KvmVcpu(self, fd))
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """The vCPUs' threads, in their order; empty before :meth:`start`."""
+        return [vcpu._thread for vcpu in self._cpus if vcpu._thread is not None]
 
     def vcpu(self, index: int) -> KvmVcpu:
         """A vCPU with what only KVM's have."""
@@ -311,7 +318,7 @@ class KvmEngine:
         vcpu.fd.set_signal_mask(loop.signals_in_guest())
         try:
             with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as name:
-                name.write(f"vcpu{vcpu.index}")
+                name.write(self.thread_name.format(vcpu.index))
         except OSError:
             pass  # only a name in ps
         while not self._stand(vcpu):

@@ -241,6 +241,11 @@ class SoftEngine:
         self._thread = Thread(target=self._run, name="vcpu", daemon=True)
         self._thread.start()
 
+    @property
+    def threads(self) -> list[Thread]:
+        """The one thread that runs all vCPUs; empty before :meth:`start`."""
+        return [self._thread] if self._thread is not None else []
+
     def event(self, action: Callable[[], None]) -> None:
         """Do something to a vCPU between two blocks of guest code, on the engine's thread."""
         if self._thread is None or not self._thread.is_alive():
