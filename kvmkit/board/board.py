@@ -8,6 +8,7 @@ holds the switches.
 
 from __future__ import annotations
 
+from collections import deque
 from threading import RLock
 
 from kvmkit.board import layout
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
     from kvmkit.board.interrupts import Chips
     from kvmkit.boot.plan import BootPlan
     from kvmkit.engine.engine import Bus, CpuEnd, Engine
+    from kvmkit.virtio.device import VirtioDevice
+    from kvmkit.virtio.pci import VirtioPci
 
 __all__ = ["Board"]
 
 _SECOND = 1_000_000_000
+_WARNINGS = 100  # lines kept
 
 
 class Board:
@@ -62,6 +66,9 @@ class Board:
         self.control = RLock()
         """The first: pause, resume, reset and close, one at a time."""
         self.power = Power()
+        self.observers: list[Callable[[str, bool], None]] = []
+        """Each hears ``(event, guest)``: "stop", "resume", "reset" or "powerdown", and whether
+        the guest asked for it; on the thread that switches, which it must not hold up."""
         self.memory: GuestMemory | None = None
         self._started = self._paused = self._resetting = self._closed = False
         self.loop = EventLoop(self._defect)
@@ -81,9 +88,15 @@ class Board:
         self.bus = BoardBus(self.lock, self._defect)
         self.devices: dict[str, Any] = {}
         """Everything with a state record, by name, in the order of reset."""
+        self.virtio: list[VirtioDevice] = []
+        """The virtio devices, in the order in which they were added."""
+        self.warnings: deque[str] = deque(maxlen=_WARNINGS)
+        """The last lines of :meth:`warn`."""
+        self.warning_listeners: list[Callable[[str], None]] = []
 
         self.ram = GuestMemory(config.memory, huge_pages=config.huge_pages)
         self.memory = self.ram
+        self.ram.on_write = getattr(engine, "memory_written", None)
         for slot in self.ram.slots:
             engine.add_ram(slot.slot, slot.address, slot.host, slot.size)
 
@@ -177,6 +190,29 @@ class Board:
         self.pci = PciRoot(self.bus, self.chips)
         self.devices["pci"] = self.pci.bus
 
+    def add_virtio(
+        self, device: VirtioDevice, *, slot: int | None = None, packed: bool = False
+    ) -> VirtioPci:
+        """Plug ``device`` into PCI ``slot``, or the first free one; before :meth:`start`.
+
+        With ``packed``, its queues may be packed ones. Raises UsageError when there is no
+        free slot.
+        """
+        from kvmkit.board.devices import BoardHost
+        from kvmkit.virtio.pci import VirtioPci
+
+        function = VirtioPci(device, BoardHost(self), self.chips.msi, packed=packed)
+        self.pci.bus.add(function, slot)
+        self.pci.assign()
+        self.virtio.append(device)
+        return function
+
+    def warn(self, text: str) -> None:
+        """Note one line about what the guest did wrong, for whoever asks; from any thread."""
+        self.warnings.append(text)
+        for listener in self.warning_listeners:
+            listener(text)
+
     def _add_watches(self) -> None:
         serial = self.serial
         self.panic_watch = PanicWatch(
@@ -242,8 +278,10 @@ class Board:
                 self._limit.arm(now + int(self.config.timeout * _SECOND))
             if self._hang_watch is not None:
                 self._hang_watch.start()
-            self.loop.start()
+            # The CPUs first: a thread's start waits for it to be scheduled, and what they hand
+            # to the loop before it runs waits in its queue.
             self.engine.start(bus or self.bus, self._cpu_ended)
+            self.loop.start()
 
     def pause(self) -> None:
         """Stop the CPUs and guest time. Harmless when they stand."""
@@ -252,6 +290,8 @@ class Board:
                 self._paused = True
                 self.engine.pause()
                 self.clock.pause()
+                if self.power.ending is None:
+                    self._tell("stop")
 
     def resume(self) -> None:
         """Undo :meth:`pause`. A machine that has ended stays where it is."""
@@ -260,20 +300,26 @@ class Board:
                 self._paused = False
                 self.clock.resume()
                 self.engine.resume()
+                self._tell("resume")
 
     @property
     def paused(self) -> bool:
         """Whether guest time stands still."""
         return self._paused
 
-    def reset(self) -> None:
-        """Press the reset button: devices and CPUs start afresh, RAM is loaded again."""
+    def reset(self, *, guest: bool = False) -> None:
+        """Press the reset button: devices and CPUs start afresh, RAM is loaded again.
+
+        ``guest`` says for the observers that it was the guest who pressed it.
+        """
         with self.control:
             if not self._started or self._closed or self.power.ending is not None:
                 return
             if not self._paused:
                 self.engine.pause()
             try:
+                for device in self.virtio:
+                    device.drain()
                 with self.lock:
                     self._reset_devices()
                     self._load(first=False)
@@ -286,6 +332,11 @@ class Board:
                 self._hang_watch.start()
             if not self._paused:
                 self.engine.resume()
+            self._tell("reset", guest)
+
+    def _tell(self, event: str, guest: bool = False) -> None:
+        for observer in self.observers:
+            observer(event, guest)
 
     def _reset_devices(self) -> None:
         for device in self.devices.values():
@@ -303,7 +354,9 @@ class Board:
     def power_button(self) -> bool:
         """Press it; False if the guest does not listen."""
         with self.lock:
-            return self.pm.press_power_button()
+            heard = self.pm.press_power_button()
+        self._tell("powerdown")
+        return heard
 
     def sample(self, *, wait: bool = True) -> Sequence[CpuState] | None:
         """The CPUs' states, stopping them for a moment.
@@ -335,6 +388,8 @@ class Board:
                 return
             self._closed = True
             self.engine.close()
+            for device in getattr(self, "virtio", ()):
+                device.close()
             if self.memory is not None:
                 serial = getattr(self, "serial", None)
                 if serial is not None:
@@ -362,7 +417,7 @@ class Board:
 
     def _guest_reset(self) -> None:
         if self._resetting:  # nobody pressed the button meanwhile
-            self.reset()
+            self.reset(guest=True)
 
     # The end
 
