@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvmkit.boot.image import KernelImage
     from kvmkit.boot.plan import BootPlan
     from kvmkit.engine.engine import Engine
+    from kvmkit.virtio.device import VirtioDevice
 
     PathLike = str | os.PathLike[str]
 
@@ -120,6 +121,7 @@ class VM:
         self._kernel_log = kernel_log
         self._log_fd = -1
         self._board: Board | None = None
+        self._devices: list[VirtioDevice] = []
         self._listeners: list[Callable[[Ending], None]] = []
         self._report_listeners: list[Callable[[str, str], None]] = []
         self._closed = False
@@ -148,6 +150,8 @@ class VM:
             raise
         self._board = board
         try:
+            for device in self._devices:
+                board.add_virtio(device)
             for listener in self._listeners:
                 board.power.on_end(listener)
             for report in self._report_listeners:
@@ -156,6 +160,15 @@ class VM:
         except BaseException:
             self.close()
             raise
+
+    def add_virtio(self, device: VirtioDevice) -> None:
+        """Give the machine this device, which then belongs to it; before :meth:`start`.
+
+        Raises UsageError after it.
+        """
+        if self._board is not None or self._closed:
+            raise UsageError("devices are added before a VM starts")
+        self._devices.append(device)
 
     def wait(self, timeout: float | None = None) -> Ending | None:
         """Wait for the end, at most ``timeout`` seconds; None if it did not come."""

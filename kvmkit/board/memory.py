@@ -17,6 +17,10 @@ from errno import EFAULT
 from kvmkit.board import layout
 from kvmkit.errors import FileTrouble, GuestAddressError, NotEnoughMemory, UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["PAGE_SIZE", "GuestMemory", "RamSlot", "check_size"]
 
 PAGE_SIZE = 4096
@@ -69,6 +73,8 @@ class GuestMemory:
         self.low_size = min(size, layout.RAM_HOLE_START)
         """Bytes from guest address 0 on; the rest starts at 4 GiB."""
         self.fd = -1
+        self.on_write: Callable[[int, int], None] | None = None
+        """Hears ``(address, size)`` of each write that is not a CPU's; see :meth:`written`."""
         self._view: memoryview | None = None
         try:
             self.fd = _memory_file(size, huge_pages)
@@ -111,6 +117,7 @@ class GuestMemory:
         target = self.view(address, len(source))
         if len(source) < _LARGE or self._huge_pages == "hugetlb":  # which has no write(2)
             target[:] = source
+            self.written(address, len(source))
             return
         # Fresh pages come in half the time this way: no fault and no clearing for each.
         offset = self.offset(address, len(source))
@@ -122,6 +129,17 @@ class GuestMemory:
             if error.errno == EFAULT:
                 raise FileTrouble("a file became shorter while the guest was loaded") from None
             raise NotEnoughMemory(f"the host has no memory left: {error.strerror}") from None
+        self.written(address, len(source))
+
+    def written(self, address: int, size: int) -> None:
+        """Somebody stored to a :meth:`view`: the engine forgets code it translated from there.
+
+        Every write by other than a CPU must be told, after it and before the guest
+        can know of it: a device's DMA, a debugger's breakpoint. The methods here that
+        write do it themselves, and the virtio queues for what is pushed on them.
+        """
+        if self.on_write is not None:
+            self.on_write(address, size)
 
     def fill(self, address: int, size: int, byte: int = 0) -> None:
         """Set ``size`` bytes to ``byte``. Raises GuestAddressError outside RAM."""
@@ -130,6 +148,7 @@ class GuestMemory:
         for start in range(0, size, layout.MIB):
             part = min(layout.MIB, size - start)
             view[start : start + part] = block[:part]
+        self.written(address, size)
 
     def view(self, address: int, size: int) -> memoryview:
         """The RAM itself, writable. Release it before :meth:`close`.
@@ -173,14 +192,17 @@ class GuestMemory:
     def write_u16(self, address: int, value: int) -> None:
         """Store the low 16 bits of ``value``. Raises GuestAddressError outside RAM."""
         self.view(address, 2)[:] = (value & 0xFFFF).to_bytes(2, "little")
+        self.written(address, 2)
 
     def write_u32(self, address: int, value: int) -> None:
         """Store the low 32 bits of ``value``. Raises GuestAddressError outside RAM."""
         self.view(address, 4)[:] = (value & 0xFFFF_FFFF).to_bytes(4, "little")
+        self.written(address, 4)
 
     def write_u64(self, address: int, value: int) -> None:
         """Store the low 64 bits of ``value``. Raises GuestAddressError outside RAM."""
         self.view(address, 8)[:] = (value & (1 << 64) - 1).to_bytes(8, "little")
+        self.written(address, 8)
 
     # The whole
 
