@@ -121,7 +121,7 @@ class VM:
         self._kernel_log = kernel_log
         self._log_fd = -1
         self._board: Board | None = None
-        self._devices: list[VirtioDevice] = []
+        self._devices: list[tuple[VirtioDevice, dict[str, Any]]] = []
         self._listeners: list[Callable[[Ending], None]] = []
         self._report_listeners: list[Callable[[str, str], None]] = []
         self._closed = False
@@ -150,8 +150,8 @@ class VM:
             raise
         self._board = board
         try:
-            for device in self._devices:
-                board.add_virtio(device)
+            for device, options in self._devices:
+                board.add_virtio(device, **options)
             for listener in self._listeners:
                 board.power.on_end(listener)
             for report in self._report_listeners:
@@ -161,14 +161,14 @@ class VM:
             self.close()
             raise
 
-    def add_virtio(self, device: VirtioDevice) -> None:
+    def add_virtio(self, device: VirtioDevice, *, packed: bool = False) -> None:
         """Give the machine this device, which then belongs to it; before :meth:`start`.
 
-        Raises UsageError after it.
+        With ``packed``, its queues may be packed ones. Raises UsageError after the start.
         """
         if self._board is not None or self._closed:
             raise UsageError("devices are added before a VM starts")
-        self._devices.append(device)
+        self._devices.append((device, {"packed": packed}))
 
     def wait(self, timeout: float | None = None) -> Ending | None:
         """Wait for the end, at most ``timeout`` seconds; None if it did not come."""

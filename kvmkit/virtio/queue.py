@@ -270,11 +270,13 @@ class SplitQueue(Queue):
         """See :meth:`Queue.needs_interrupt`."""
         if not self.alive:
             return False
+        new, old = self._next_used, self._signalled
+        if new == old:
+            return False
+        self._signalled = new
         self._full_barrier()
         if not self._event_index:
             return not self._avail[0] & AVAIL_NO_INTERRUPT
-        new, old = self._next_used, self._signalled
-        self._signalled = new
         # 2.7.7.2: interrupt if used_event was passed since we looked last.
         return new - self._avail[self._used_event] - 1 & 0xFFFF < new - old & 0xFFFF
 
