@@ -14,7 +14,8 @@ from kvmkit.errors import BadKernel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+
+    PathLike = str | os.PathLike[str]
 
 __all__ = ["candidates", "find_kernel"]
 
@@ -23,8 +24,8 @@ OF_HOST = ("vmlinuz-{release}", "bzImage-{release}")
 
 
 def find_kernel(
-    pulled: Sequence[Path] = (), *, tree: Path | None = None, boot: Path | None = None
-) -> Path:
+    pulled: Sequence[PathLike] = (), *, tree: PathLike = "", boot: PathLike = "/boot"
+) -> str:
     """The first kernel there is: in the current directory, among ``pulled``, in ``/boot``.
 
     ``tree`` and ``boot`` stand for the current directory and ``/boot``. A kernel that is there
@@ -34,11 +35,11 @@ def find_kernel(
     unreadable: list[str] = []
     looked: list[str] = []
     for path in candidates(pulled, tree=tree, boot=boot):
-        if os.access(path, os.R_OK) and path.is_file():
-            return path
-        if path.is_file():
-            unreadable.append(str(path))
-        looked.append(str(path))
+        if os.path.isfile(path):
+            if os.access(path, os.R_OK):
+                return path
+            unreadable.append(path)
+        looked.append(path)
     message = f"no kernel found; looked for {', '.join(looked)}"
     if unreadable:
         message += f" (there, but not readable by you: {', '.join(unreadable)})"
@@ -47,14 +48,13 @@ def find_kernel(
 
 
 def candidates(
-    pulled: Sequence[Path] = (), *, tree: Path | None = None, boot: Path | None = None
-) -> Iterator[Path]:
+    pulled: Sequence[PathLike] = (), *, tree: PathLike = "", boot: PathLike = "/boot"
+) -> Iterator[str]:
     """The places a kernel may be at, in the order they are tried."""
-    from pathlib import Path
-
     release = os.uname().release
     for name in IN_TREE:
-        yield (tree or Path(".")) / name
-    yield from pulled
+        yield os.path.join(tree, name)
+    for path in pulled:
+        yield os.fspath(path)
     for name in OF_HOST:
-        yield (boot or Path("/boot")) / name.format(release=release)
+        yield os.path.join(boot, name.format(release=release))

@@ -22,6 +22,9 @@ QUIET = "loglevel=1"
 """For a command's output to be only that. Not 0, with which even a panic is
 silent: Linux ``include/linux/printk.h``, ``console_verbose()``."""
 
+HASTE = 0.1
+"""Seconds the reader of our output gets when a signal has told us to end."""
+
 LOG_ONLY = "console=ttyS1 KVMKIT_CONSOLE=ttyS0"
 """With a kernel log: the kernel's messages to it, the command to the console."""
 
@@ -41,18 +44,19 @@ def run(options: Parsed) -> int:
             console = Console(terminal, vm, vm.send, lambda *size: _resize(vm, *size))
             vm.on_end(lambda ending: console.end())
             stage.prepare(vm)
+            patience: float | None = HASTE
             try:
                 vm.start()
                 stage.connect(vm)
                 gc.freeze()  # what is here now stays: it need not be looked through
                 gc.enable()
                 console.serve()
-                code = None
+                code, patience = None, None
             except Stopped as stopped:
                 code = 128 + stopped.number
             finally:
                 signals.last()
-                vm.close()
+                vm.close(patience)
             terminal.restore()
         ending = vm.ending
         if code is not None or ending is None:
@@ -237,13 +241,11 @@ def find_kernel(named: str | None, words: list[str], has_command: bool) -> str:
 
 def first_kernel() -> str:
     """The kernel that is booted when none is named. Raises BadKernel when there is none."""
-    from pathlib import Path
-
     from kvmkit.boot.find import find_kernel as find
     from kvmkit.images import default_image
 
     image = default_image()
-    return str(find([Path(image.kernel)] if image is not None and image.kernel else []))
+    return find([image.kernel] if image is not None and image.kernel else [])
 
 
 def report(ending: Ending, *, command: bool, fresh_line: bool) -> None:
