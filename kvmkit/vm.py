@@ -186,8 +186,12 @@ class VM:
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Switch off and free everything. Callable twice."""
+    def close(self, patience: float | None = 2.0) -> None:
+        """Switch off and free everything. Callable twice.
+
+        A slow reader of the console gets ``patience`` seconds to take what the
+        guest has written, None as long as he needs.
+        """
         board, self._board = self._board, None
         self._closed = True
         if board is not None:
@@ -195,7 +199,7 @@ class VM:
 
             board.power.end(Ending(EndKind.KILLED))
             self._ending = board.power.ending
-            board.close()
+            board.close(patience)
             self._last_log = board.serial.console.log
         self._let_go()
 

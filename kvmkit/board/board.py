@@ -380,8 +380,12 @@ class Board:
         finally:
             self.control.release()
 
-    def close(self) -> None:
-        """Switch off and free everything. Callable twice; not from the I/O thread."""
+    def close(self, patience: float | None = 2.0) -> None:
+        """Switch off and free everything. Callable twice; not from the I/O thread.
+
+        Readers of the consoles get ``patience`` seconds to take what is left, None as long
+        as they need.
+        """
         self.loop.stop()
         with self.control:
             if self._closed:
@@ -393,7 +397,7 @@ class Board:
             if self.memory is not None:
                 serial = getattr(self, "serial", None)
                 if serial is not None:
-                    serial.close()
+                    serial.close(patience)
                 self.memory.close()
             self.loop.close()
 

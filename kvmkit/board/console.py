@@ -184,8 +184,10 @@ class ConsoleOutput:
         with self._lock:
             self._measure()
 
-    def close(self, patience: float = 2.0) -> None:
+    def close(self, patience: float | None = 2.0) -> None:
         """Put out what is left, waiting at most ``patience`` seconds for slow readers.
+
+        None waits as long as they need.
 
         Once the loop has stopped. Callable twice.
         """

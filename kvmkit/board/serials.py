@@ -88,10 +88,10 @@ class SerialPorts:
         """The kernel's log if it has a line of its own, else what the console showed."""
         return self.kernel_log.log or self.console.log
 
-    def close(self) -> None:
+    def close(self, patience: float | None = 2.0) -> None:
         """Put out what is left. Once the loop has stopped."""
-        self.console.close()
-        self.kernel_log.close()
+        self.console.close(patience)
+        self.kernel_log.close(patience)
 
     def _clogged(self, clogged: bool) -> None:
         self._clogs += 1 if clogged else -1

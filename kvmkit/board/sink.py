@@ -63,16 +63,22 @@ class DescriptorSink:
         self.broken = True
         self.backlog.clear()
 
-    def close(self, patience: float) -> None:
-        """Write what is left, for at most ``patience`` seconds, and let go of the descriptor."""
+    def close(self, patience: float | None) -> None:
+        """Write what is left, for at most ``patience`` seconds, and let go of the descriptor.
+
+        None waits until the reader has taken all or has gone.
+        """
         if self.backlog and not self.broken:
             import select
 
             poll = select.poll()
             poll.register(self.fd, select.POLLOUT)
-            limit = time.monotonic() + patience
-            while self.write(b"") and (left := limit - time.monotonic()) > 0:
-                poll.poll(left * 1000)
+            limit = None if patience is None else time.monotonic() + patience
+            while self.write(b""):
+                left = None if limit is None else limit - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                poll.poll(None if left is None else left * 1000)
         self.drop()
         if self._own:
             self._own = False
