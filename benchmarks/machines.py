@@ -18,16 +18,20 @@ sys.path.insert(0, str(ROOT))  # a checkout is measured, installed or not
 
 from kvmkit.boot.decompress import unpack  # noqa: E402
 from kvmkit.boot.image import open_kernel  # noqa: E402
+from kvmkit.errors import KvmkitError  # noqa: E402
 from kvmkit.guest.cpio import Archive  # noqa: E402
 from kvmkit.guest.initramfs import busybox_applets  # noqa: E402
 
 __all__ = [
     "arguments",
     "default_kernels",
+    "has_qemu",
     "initramfs",
     "kvmkit_run",
     "qemu_microvm",
     "qemu_q35",
+    "release",
+    "soft",
     "unpacked",
 ]
 
@@ -145,5 +149,8 @@ def unpacked(kernel: Path, directory: Path) -> Path:
 
 
 def release(kernel: Path) -> str:
-    """A kernel's ``uname -r``."""
-    return open_kernel(kernel).release
+    """A kernel's ``uname -r``. Exits with a line for what is no kernel."""
+    try:
+        return open_kernel(kernel).release
+    except KvmkitError as error:
+        sys.exit(str(error))
