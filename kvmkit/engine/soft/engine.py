@@ -8,7 +8,7 @@ code.
 from __future__ import annotations
 
 import time
-from threading import Condition, Thread
+from threading import Condition, Thread, get_ident
 
 from kvmkit.engine.cpu import CpuState, Segment
 from kvmkit.engine.engine import CpuEnd, CpuEndReason
@@ -178,6 +178,20 @@ class SoftEngine:
     def remove_ram(self, slot: int) -> None:
         """Undo :meth:`add_ram`."""
         self.core.remove_ram(slot)
+
+    def memory_written(self, address: int, size: int) -> None:
+        """RAM was written by other than a vCPU: forget code that was translated from there.
+
+        From any thread, after the write and before the guest can learn of it. A vCPU
+        that runs meanwhile finishes its block at most: it looks at the kick before the
+        next one, so no code that it finds through what it is told is old.
+        """
+        if not self.core.has_code(address, size):
+            return
+        if self._thread is not None and self._thread.ident == get_ident():
+            self.core.invalidate(address, size)
+        else:
+            self.event(lambda: self.core.invalidate(address, size))
 
     def quick_port(self, port: int, answer: int | None, collect: bool) -> None:
         """Spare the bus the calls for a port whose answers are known.

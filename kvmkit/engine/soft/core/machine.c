@@ -491,6 +491,27 @@ static PyObject *machine_invalidate(struct machine *m, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Read only, so that any thread may ask while the machine runs. */
+static PyObject *machine_has_code(struct machine *m, PyObject *args)
+{
+    unsigned long long start, size;
+
+    if (!PyArg_ParseTuple(args, "KK", &start, &size))
+        return NULL;
+    for (int i = 0; m->uc && size && i < m->ram_count; i++) {
+        struct ram_slot *slot = &m->ram[i];
+        uint64_t first = start > slot->start ? start - slot->start : 0;
+        uint64_t end = start + size > slot->start ? start + size - slot->start : 0;
+
+        if (end > slot->size)
+            end = slot->size;
+        for (uint64_t page = first >> PAGE_SHIFT; page << PAGE_SHIFT < end; page++)
+            if (slot->pages[page] & PAGE_HAS_CODE)
+                Py_RETURN_TRUE;
+    }
+    Py_RETURN_FALSE;
+}
+
 static PyObject *machine_translate(struct machine *m, PyObject *args)
 {
     unsigned long long address;
@@ -556,6 +577,8 @@ static PyMethodDef machine_methods[] = {
      "set_tsc_base(monotonic_ns): when the counter was 0"},
     {"invalidate", (PyCFunction)machine_invalidate, METH_VARARGS,
      "invalidate(address, size): the host wrote there"},
+    {"has_code", (PyCFunction)machine_has_code, METH_VARARGS,
+     "has_code(address, size): was code translated from pages there? From any thread"},
     {"translate", (PyCFunction)machine_translate, METH_VARARGS,
      "translate(vcpu, address) -> guest-physical address | None"},
     {"port_quick", (PyCFunction)machine_port_quick, METH_VARARGS,
