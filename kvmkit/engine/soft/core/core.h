@@ -87,6 +87,7 @@ struct vcpu {
     uint64_t local_code[LOCAL_CODE_MAX];      /* their pages that code was run from */
     uint32_t local_code_count;
     uint64_t apic_page;         /* physical address of its xAPIC page, or ~0 */
+    uint64_t dr7;               /* its breakpoints, while it is not running */
     struct cpuid_leaf cpuid[MAX_CPUID];
     int cpuid_count;
 };
@@ -117,6 +118,7 @@ struct machine {
     PyThreadState *thread; /* set while the GIL is released in run() */
     PyObject *error_type, *error_value, *error_trace;
     bool failed, triple_fault, running;
+    pthread_t runner; /* the thread in run(), while running */
 
     int64_t tsc_base; /* guest TSC (1 GHz) = CLOCK_MONOTONIC ns - tsc_base */
     void *exit_label;
@@ -194,7 +196,14 @@ static inline void gil_take(struct machine *m)
 
 static inline void gil_drop(struct machine *m)
 {
+    M = m; /* the callback may have looked into another machine */
     m->thread = PyEval_SaveThread();
+}
+
+/* Called from one of the machine's own callbacks? */
+static inline bool on_runner(struct machine *m)
+{
+    return m->running && pthread_equal(m->runner, pthread_self());
 }
 
 /* Unicorn's own, not in its public headers */

@@ -30,6 +30,16 @@ static bool check_idle(struct machine *m)
     return true;
 }
 
+/* For what may also be done from one of the machine's callbacks. */
+static bool check_quiet(struct machine *m)
+{
+    if (m->uc && on_runner(m)) {
+        M = m;
+        return true;
+    }
+    return check_idle(m);
+}
+
 static bool check_index(struct machine *m, int index)
 {
     if (index >= 0 && index < m->vcpu_count)
@@ -54,6 +64,10 @@ static int vcpu_init(struct machine *m, int index)
     memcpy(v->tlb, tlb, SIZEOF_TLB);
     if (index == 0)
         return 0;
+    for (int mode = 0; mode < K_NB_MMU_MODES; mode++) { /* not the first vCPU's, whatever fails */
+        FIELD(void *, v->tlb, TLB_F + mode * SIZEOF_TLBF + TLBF_TABLE) = NULL;
+        FIELD(void *, v->tlb, TLB_D + mode * SIZEOF_TLBD + TLBD_IOTLB) = NULL;
+    }
     for (int mode = 0; mode < K_NB_MMU_MODES; mode++) {
         char *fast = (char *)v->tlb + TLB_F + mode * SIZEOF_TLBF;
         char *desc = (char *)v->tlb + TLB_D + mode * SIZEOF_TLBD;
@@ -120,12 +134,13 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     M = m;
     /* the first use of the instance sets it up */
     uc_ctl_set_tcg_buffer_size(m->uc, buffer);
-    if ((error = uc_hook_add(m->uc, &hook, UC_HOOK_INTR, cpu_exception_hook, m, 1, 0)) ||
-        ticker_start(m)) {
+    error = uc_hook_add(m->uc, &hook, UC_HOOK_INTR, cpu_exception_hook, m, 1, 0);
+    if (error || ticker_start(m)) {
         uc_close(m->uc);
         m->uc = NULL;
         Py_DECREF(m);
-        return PyErr_Format(PyExc_RuntimeError, "Unicorn: %s", uc_strerror(error));
+        return PyErr_Format(PyExc_RuntimeError, "Unicorn: %s",
+                            error ? uc_strerror(error) : "no thread can be started");
     }
     m->cpu = FIELD(void *, m->uc, UC_CPU);
     m->env = FIELD(void *, m->cpu, CPU_ENV_PTR);
@@ -172,10 +187,13 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 static void machine_dealloc(struct machine *m)
 {
+    PyTypeObject *type = Py_TYPE(m);
+
     PyObject_GC_UnTrack(m);
     machine_free(m);
-    Py_TYPE(m)->tp_clear((PyObject *)m);
-    Py_TYPE(m)->tp_free((PyObject *)m);
+    type->tp_clear((PyObject *)m);
+    type->tp_free((PyObject *)m);
+    Py_DECREF(type); /* as a type made by PyType_FromSpec asks for */
 }
 
 #define HANDLERS(X)                                                                                \
@@ -184,6 +202,7 @@ static void machine_dealloc(struct machine *m)
 
 static int machine_traverse(struct machine *m, visitproc visit, void *arg)
 {
+    Py_VISIT(Py_TYPE(m));
 #define X(name) Py_VISIT(m->name);
     HANDLERS(X)
 #undef X
@@ -269,6 +288,7 @@ static PyObject *machine_run_method(struct machine *m, PyObject *none)
         return PyErr_Format(PyExc_ValueError, "no handler: " #name);
     HANDLERS(X)
 #undef X
+    m->runner = pthread_self();
     m->running = true;
     m->thread = PyEval_SaveThread();
     result = machine_run(m);
@@ -286,10 +306,13 @@ static PyObject *machine_run_method(struct machine *m, PyObject *none)
 
 static PyObject *machine_set_deadline_method(struct machine *m, PyObject *arg)
 {
-    long long deadline = arg == Py_None ? INT64_MAX : PyLong_AsLongLong(arg);
+    int overflow = 0;
+    long long deadline = arg == Py_None ? INT64_MAX : PyLong_AsLongLongAndOverflow(arg, &overflow);
 
     if (deadline == -1 && PyErr_Occurred())
         return NULL;
+    if (overflow) /* a guest may ask for a time in centuries */
+        deadline = overflow > 0 ? INT64_MAX : INT64_MIN;
     if (m->uc)
         machine_set_deadline(m, deadline);
     Py_RETURN_NONE;
@@ -314,11 +337,11 @@ static PyObject *machine_interrupt(struct machine *m, PyObject *args)
     atomic_store(&m->vcpu[index].interrupt, level);
     if (!m->uc || !level)
         Py_RETURN_NONE;
-    if (M == m && m->running && index == m->current) {
+    if (on_runner(m) && index == m->current) {
         /* from a callback of this very vCPU: look after this block */
         FIELD(uint32_t, m->cpu, CPU_INTERRUPT_REQUEST) |= K_CPU_INTERRUPT_HARD;
         atomic_store(&FIELD(_Atomic uint16_t, m->cpu, X86CPU_ICOUNT_DECR + 2), 0xffff);
-    } else if (!(M == m && m->running)) {
+    } else if (!on_runner(m)) {
         machine_wake(m);
     } else if (m->vcpu[index].halted || m->vcpu_count > 1) {
         exit_to_loop(m); /* another vCPU of ours may want a turn now */
@@ -406,10 +429,9 @@ static PyObject *machine_set_apic_page(struct machine *m, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "iK", &index, &address) || !check_index(m, index))
         return NULL;
-    if (!m->uc)
-        return PyErr_Format(PyExc_ValueError, "the machine is closed");
+    if (!check_quiet(m))
+        return NULL;
     m->vcpu[index].apic_page = address;
-    M = m;
     if (index == m->current)
         tlb_flush_x86_64(m->cpu);
     Py_RETURN_NONE;
@@ -427,6 +449,8 @@ static PyObject *machine_tsc_offset(struct machine *m, PyObject *arg)
 
     if ((index == -1 && PyErr_Occurred()) || !check_index(m, (int)index))
         return NULL;
+    if (!m->uc)
+        return PyLong_FromLong(0);
     return PyLong_FromUnsignedLongLong(FIELD(
         uint64_t, index == m->current ? m->env : m->vcpu[index].env, ENV_TSC_OFFSET));
 }
@@ -483,10 +507,9 @@ static PyObject *machine_invalidate(struct machine *m, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "KK", &start, &size))
         return NULL;
-    if (m->running && M != m)
-        return PyErr_Format(PyExc_RuntimeError, "the machine is running");
-    M = m;
-    if (m->uc && size)
+    if (!check_quiet(m))
+        return NULL;
+    if (size)
         tb_invalidate_phys_range_x86_64(m->uc, start, start + size);
     Py_RETURN_NONE;
 }

@@ -303,12 +303,16 @@ void mmu_new_tables(struct machine *m)
     v->local_count = v->local_code_count = 0;
 }
 
-/* The host address of a page-table entry, or NULL where there is no RAM. */
-static inline void *table_entry(uint64_t paddr)
+/* The host address of a page-table entry, or NULL where there is no RAM. ``*fixed`` is
+ * set if it cannot be written: accessed and dirty bits are lost there. */
+static inline void *table_entry(uint64_t paddr, bool *fixed)
 {
     struct ram_slot *slot = ram_find(M, paddr);
 
-    return slot ? slot->host + (paddr - slot->start) : NULL;
+    if (!slot)
+        return NULL;
+    *fixed |= slot->readonly;
+    return slot->host + (paddr - slot->start);
 }
 
 struct walk {
@@ -325,6 +329,7 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
     uint64_t cr4 = FIELD(uint64_t, env, ENV_CR + 32), efer = ENV(uint64_t, EFER);
     uint64_t pte = 0, table, all = PTE_U | PTE_W, nx = 0, rsvd = PTE_RSVD;
     bool user = mmu_idx == K_MMU_USER_IDX, lma = ENV(uint32_t, HFLAGS) & HF(LMA);
+    bool fixed = peek;
     void *slot = NULL;
     int shift;
 
@@ -344,7 +349,7 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
             shift = 39;
             table = cr3 & PTE_ADDR;
         } else {
-            uint64_t *pdpte = table_entry((cr3 & 0xffffffe0) + ((addr >> 27) & 0x18));
+            uint64_t *pdpte = table_entry((cr3 & 0xffffffe0) + ((addr >> 27) & 0x18), &fixed);
 
             if (!pdpte || !(*pdpte & PTE_P))
                 goto fault;
@@ -352,7 +357,8 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
             table = *pdpte & PTE_ADDR;
         }
         for (;; shift -= 9) {
-            slot = table_entry(table + ((addr >> shift) & 0x1ff) * 8);
+            fixed = peek;
+            slot = table_entry(table + ((addr >> shift) & 0x1ff) * 8, &fixed);
             pte = slot ? *(volatile uint64_t *)slot : 0;
             if (!(pte & PTE_P))
                 goto fault;
@@ -362,7 +368,7 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
             nx |= pte;
             if (shift == 12 || (pte & PTE_PS))
                 break;
-            if (!(pte & PTE_A) && !peek)
+            if (!(pte & PTE_A) && !fixed)
                 *(volatile uint64_t *)slot = pte | PTE_A;
             table = pte & PTE_ADDR;
         }
@@ -375,7 +381,7 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
     } else {
         uint32_t entry;
 
-        slot = table_entry((cr3 & 0xfffff000) + ((addr >> 20) & 0xffc));
+        slot = table_entry((cr3 & 0xfffff000) + ((addr >> 20) & 0xffc), &fixed);
         entry = slot ? *(volatile uint32_t *)slot : 0;
         if (!(entry & PTE_P))
             goto fault;
@@ -386,9 +392,10 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
                 goto fault_rsvd;
             w->paddr = (entry & 0xffc00000u) | ((uint64_t)(entry & 0x1fe000) << 19);
         } else {
-            if (!(entry & PTE_A) && !peek)
+            if (!(entry & PTE_A) && !fixed)
                 *(volatile uint32_t *)slot = entry | PTE_A;
-            slot = table_entry((entry & 0xfffff000) + ((addr >> 10) & 0xffc));
+            fixed = peek;
+            slot = table_entry((entry & 0xfffff000) + ((addr >> 10) & 0xffc), &fixed);
             entry = slot ? *(volatile uint32_t *)slot : 0;
             if (!(entry & PTE_P))
                 goto fault;
@@ -410,7 +417,9 @@ static bool page_walk(void *env, uint64_t addr, int access, int mmu_idx, bool pe
     if (!peek) {
         uint64_t bits = access == ACCESS_STORE ? PTE_A | PTE_D : PTE_A;
 
-        if (bits & ~pte) {
+        if (fixed) {
+            pte |= bits; /* else every store would come here again, and for nothing */
+        } else if (bits & ~pte) {
             pte |= bits;
             /* the low byte holds both bits, whatever the entry's width */
             *(volatile uint8_t *)slot = (uint8_t)pte;
@@ -623,7 +632,15 @@ static void store_check(uint64_t paddr, int size, uintptr_t retaddr, struct tlb_
             m->smc_count = 0;
         }
         if (++m->smc_count < SMC_SWEEP) {
-            tb_invalidate_phys_page_fast_x86_64(m->uc, NULL, paddr, size, retaddr);
+            /* Unicorn looks at one word of its map of code bytes only, 64 of them */
+            int first = 64 - (int)(paddr & 63);
+
+            if (first > size)
+                first = size;
+            tb_invalidate_phys_page_fast_x86_64(m->uc, NULL, paddr, first, retaddr);
+            if (size > first)
+                tb_invalidate_phys_page_fast_x86_64(m->uc, NULL, paddr + first, size - first,
+                                                    retaddr);
         } else {
             /* somebody fills the page: let all its code go at once */
             m->smc_count = 0;

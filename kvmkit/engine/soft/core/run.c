@@ -149,6 +149,10 @@ void switch_to(struct machine *m, int index)
 
     if (index == m->current)
         return;
+    /* Unicorn's list of breakpoints is the processor's: only those of who runs are in it */
+    from->dr7 = FIELD(uint64_t, m->env, ENV_DR + 56);
+    if (from->dr7 & 0xff)
+        cpu_x86_update_dr7_x86_64(m->env, (uint32_t)from->dr7 & ~0xffu);
     memcpy(from->env, m->env, ENV_END_RESET_FIELDS);
     memcpy(from->tlb, tlb, SIZEOF_TLB);
     from->cflags_next_tb = CPU(uint32_t, CFLAGS_NEXT_TB);
@@ -157,6 +161,8 @@ void switch_to(struct machine *m, int index)
     CPU(uint32_t, CFLAGS_NEXT_TB) = to->cflags_next_tb;
     memset((char *)cpu + CPU_TB_JMP_CACHE, 0, K_TB_JMP_CACHE_SIZE * sizeof(void *));
     m->current = index;
+    if (to->dr7 & 0xff)
+        cpu_x86_update_dr7_x86_64(m->env, (uint32_t)to->dr7);
     m->stat_switches++;
 }
 
