@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "BadInitrd",
     "BadKernel",
+    "BadSnapshot",
     "EngineUnavailable",
     "FileTrouble",
     "GuestAddressError",
@@ -75,3 +76,9 @@ class GuestAddressError(KvmkitError):
     """A guest-physical range that is not guest memory."""
 
     exit_code = 117
+
+
+class BadSnapshot(KvmkitError):
+    """A snapshot that is damaged, of another version, or none at all."""
+
+    exit_code = 115

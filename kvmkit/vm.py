@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from kvmkit.board.console import Sink
     from kvmkit.board.power import Ending
     from kvmkit.boot.image import KernelImage
+    from kvmkit.boot.image import KernelImage
     from kvmkit.boot.plan import BootPlan
     from kvmkit.engine.engine import Engine
+    from kvmkit.snapshot.format import Snapshot
     from kvmkit.virtio.device import VirtioDevice
 
     PathLike = str | os.PathLike[str]
@@ -118,6 +120,7 @@ class VM:
             hold_input=True,
         )
         self._image: KernelImage | None = None
+        self._snapshot: Snapshot | None = None
         self._kernel_log = kernel_log
         self._log_fd = -1
         self._board: Board | None = None
@@ -138,10 +141,8 @@ class VM:
         """
         if self._board is not None or self._closed:
             raise UsageError("a VM starts once; make a new one")
-        from kvmkit.boot.image import open_kernel
-
-        path: Any = self.kernel
-        self._image = open_kernel(path)
+        if self._snapshot is None:
+            self._open_kernel()
         try:
             self._open_log()
             board = self._assemble(self._make_engine())
@@ -156,10 +157,70 @@ class VM:
                 board.power.on_end(listener)
             for report in self._report_listeners:
                 board.serial.reports.listen(report)
+            if self._snapshot is not None:
+                from kvmkit.board.state import restore_board, state_of
+
+                restore_board(board, self._snapshot.state(state_of(board)))
             board.start()
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def restore(
+        cls,
+        path: PathLike,
+        *,
+        engine: str = "auto",
+        name: str | None = None,
+        console: Sink | None = None,
+        kernel_log: PathLike | Sink | None = None,
+        timeout: float | None = None,
+        check: bool = True,
+    ) -> VM:
+        """A VM that goes on, when it is started, where :meth:`snapshot` left another.
+
+        ``"auto"`` is the engine it was saved on. Without ``check`` the memory is
+        taken unread, for a snapshot that was checked before. Raises BadSnapshot for
+        one that is damaged, FileTrouble for one that cannot be read.
+        """
+        from kvmkit.snapshot.format import Snapshot
+
+        snapshot = Snapshot(os.fspath(path))
+        try:
+            if check:
+                snapshot.check()
+            vm = snapshot.make(
+                cls,
+                engine=engine,
+                name=name,
+                console=console,
+                kernel_log=kernel_log,
+                timeout=timeout,
+            )
+        except BaseException:
+            snapshot.close()
+            raise
+        vm._snapshot = snapshot
+        return vm
+
+    def snapshot(self, path: PathLike) -> None:
+        """Save it in directory ``path``, in place of a snapshot there, and let it run on.
+
+        Raises FileTrouble when it cannot be written.
+        """
+        from kvmkit.board.state import state_of
+        from kvmkit.snapshot.format import about, save
+
+        board = self.board
+        with board.control:
+            running = not board.paused
+            board.pause()
+            try:
+                save(os.fspath(path), board.ram, state_of(board), about(self))
+            finally:
+                if running:
+                    board.resume()
 
     def add_virtio(self, device: VirtioDevice, *, packed: bool = False) -> None:
         """Give the machine this device, which then belongs to it; before :meth:`start`.
@@ -319,7 +380,8 @@ class VM:
         except BaseException:
             engine.close()
             raise
-        return Board(self.config, engine, self._plan)
+        source = None if self._snapshot is None else self._snapshot.fd
+        return Board(self.config, engine, self._plan, source=source)
 
     def _make_engine(self) -> Engine:
         return make_engine(self.engine_wanted, self.config.cpus)
@@ -328,6 +390,8 @@ class VM:
         from kvmkit.board.firmware import loader_addresses
         from kvmkit.boot.linux import plan_linux
 
+        if self._image is None:  # a reset after a restored snapshot
+            self._open_kernel()
         assert self._image is not None
         initrds: Any = self.initrds
         cache: Any = cache_directory()
@@ -341,6 +405,12 @@ class VM:
             cache=cache,
             seed=os.urandom(_SEED_SIZE),
         )
+
+    def _open_kernel(self) -> None:
+        from kvmkit.boot.image import open_kernel
+
+        path: Any = self.kernel
+        self._image = open_kernel(path)
 
     def _open_log(self) -> None:
         log = self._kernel_log
@@ -357,6 +427,8 @@ class VM:
     def _let_go(self) -> None:
         """Close the log if it is ours, and the kernel, whose file is mapped."""
         self._image = None
+        if self._snapshot is not None:
+            self._snapshot.close()
         fd, self._log_fd = self._log_fd, -1
         if fd >= 0:
             os.close(fd)

@@ -56,11 +56,17 @@ class Board:
     """
 
     def __init__(
-        self, config: BoardConfig, engine: Engine, plan: Callable[[Board], BootPlan]
+        self,
+        config: BoardConfig,
+        engine: Engine,
+        plan: Callable[[Board], BootPlan],
+        *,
+        source: int | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
         self._plan = plan
+        self._source = source
         self.lock = RLock()
         """The second lock of the order: around every call of a device."""
         self.control = RLock()
@@ -94,7 +100,9 @@ class Board:
         """The last lines of :meth:`warn`."""
         self.warning_listeners: list[Callable[[str], None]] = []
 
-        self.ram = GuestMemory(config.memory, huge_pages=config.huge_pages)
+        self.ram = GuestMemory(
+            config.memory, huge_pages=config.huge_pages, source=self._source
+        )
         self.memory = self.ram
         self.ram.on_write = getattr(engine, "memory_written", None)
         for slot in self.ram.slots:
@@ -105,7 +113,8 @@ class Board:
         self._add_pci()
         self._add_watches()
         self.acpi = acpi_tables(config.cpus)
-        self._load(first=True)
+        if self._source is None:
+            self._load(first=True)
 
     def _make_chips(self) -> Chips:
         """In the kernel, if the engine has them there; else our models."""

@@ -102,6 +102,11 @@ class BoardClock:
         with self._lock:
             self._stopped = self.now()
 
+    def stand_at(self, now: int) -> None:
+        """Let guest time stand at ``now`` nanoseconds: where a snapshot was taken."""
+        with self._lock:
+            self._stopped = now
+
     def resume(self, at: int | None = None) -> None:
         """Let guest time run on, from ``at`` nanoseconds if given (a restored snapshot)."""
         with self._lock:

@@ -15,6 +15,7 @@ import os
 from errno import EFAULT
 
 from kvmkit.board import layout
+from kvmkit.board.residence import data_extents, merged, private_pages
 from kvmkit.errors import FileTrouble, GuestAddressError, NotEnoughMemory, UsageError
 
 TYPE_CHECKING = False
@@ -62,14 +63,21 @@ class GuestMemory:
     kernel's ``shmem_enabled`` decides) or ``"hugetlb"`` (2 MiB pages from the
     host's reserved pool, all taken at once).
 
+    With ``source``, the descriptor of a file of that size, the RAM is what the file
+    holds: pages are read when they are first touched, and nothing is written back.
+    The file must not change. Only this process sees such RAM.
+
     Raises UsageError for a size no guest can have, NotEnoughMemory when the
     host cannot provide it.
     """
 
-    def __init__(self, size: int, *, huge_pages: str | None = None) -> None:
+    def __init__(
+        self, size: int, *, huge_pages: str | None = None, source: int | None = None
+    ) -> None:
         check_size(size, huge_pages)
         self.size = size
         self._huge_pages = huge_pages
+        self._private = source is not None
         self.low_size = min(size, layout.RAM_HOLE_START)
         """Bytes from guest address 0 on; the rest starts at 4 GiB."""
         self.fd = -1
@@ -77,10 +85,14 @@ class GuestMemory:
         """Hears ``(address, size)`` of each write that is not a CPU's; see :meth:`written`."""
         self._view: memoryview | None = None
         try:
-            self.fd = _memory_file(size, huge_pages)
-            self._map = _map_file(self.fd, size, huge_pages)
+            if source is None:
+                self.fd = _memory_file(size, huge_pages)
+                self._map = _map_file(self.fd, size, huge_pages)
+            else:
+                self.fd = os.dup(source)
+                self._map = _map_private(self.fd, size)
             self._view = memoryview(self._map)
-            host = _address_of(self.fd, self._map)
+            self._host = host = _address_of(self.fd, self._map)
         except BaseException:
             self.close()
             raise
@@ -115,7 +127,8 @@ class GuestMemory:
         """
         source = memoryview(data).cast("B")
         target = self.view(address, len(source))
-        if len(source) < _LARGE or self._huge_pages == "hugetlb":  # which has no write(2)
+        # A private mapping and huge pages of the pool cannot be written through the file.
+        if len(source) < _LARGE or self._private or self._huge_pages == "hugetlb":
             target[:] = source
             self.written(address, len(source))
             return
@@ -208,11 +221,36 @@ class GuestMemory:
 
     def resident(self) -> int:
         """Bytes of host memory the guest's RAM occupies now."""
+        if self._private:
+            return sum(size for _, size in private_pages(self._host, self.size))
         return os.fstat(self.fd).st_blocks * 512
+
+    def extents(self) -> list[tuple[int, int]]:
+        """Offset and size, in bytes of the memory file, of what may be other than zero.
+
+        In order, without overlaps, in whole pages.
+        """
+        found = data_extents(self.fd, self.size)
+        if self._private:
+            found = merged([*found, *private_pages(self._host, self.size)])
+        return found
+
+    def at_offset(self, offset: int, size: int) -> bytes:
+        """A copy of ``size`` bytes from ``offset`` of the memory file; leaves holes as they are."""
+        if not self._private:
+            return os.pread(self.fd, size, offset)
+        view = self._view
+        if view is None:
+            raise GuestAddressError("the guest's memory has been closed")
+        return bytes(view[offset : offset + size])
 
     def discard(self) -> None:
         """Make all RAM zero again and give its pages back to the host."""
-        self._map.madvise(mmap.MADV_REMOVE)
+        if self._private:
+            for slot in self.slots:
+                self.fill(slot.address, slot.size)
+        else:
+            self._map.madvise(mmap.MADV_REMOVE)
 
     def close(self) -> None:
         """Give the memory back. Callable twice.
@@ -292,6 +330,16 @@ def _map_file(fd: int, size: int, huge_pages: str | None) -> mmap.mmap:
     return mapping
 
 
+def _map_private(fd: int, size: int) -> mmap.mmap:
+    try:
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return mmap.mmap(fd, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+    except (OSError, ValueError) as error:
+        raise NotEnoughMemory(
+            f"the host cannot map {size // layout.MIB} MiB of guest memory: {error}"
+        ) from None
+
+
 def _no_huge_pages(size: int, error: OSError) -> NotEnoughMemory:
     need = size // HUGE_PAGE_SIZE
     try:
@@ -316,11 +364,12 @@ def _address_of(fd: int, mapping: mmap.mmap) -> int:
         with open("/proc/self/maps", "rb") as file:
             for line in file:
                 # address perms offset dev inode path
-                head, _, path = line.partition(b"/")
+                head, _, _ = line.partition(b"/")
                 if not head.rstrip().endswith(inode) or head.split()[2] != b"00000000":
                     continue
-                if b"kvmkit-ram" in path or b"hugepage" in path:
-                    return int(head[: head.index(b"-")], 16)
+                start, _, end = head.split(b" ", 1)[0].partition(b"-")
+                if int(end, 16) - int(start, 16) == len(mapping):
+                    return int(start, 16)
     except OSError:
         pass  # no /proc here
     import ctypes
