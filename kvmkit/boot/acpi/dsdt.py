@@ -80,12 +80,15 @@ def _host_bridge(config: AcpiConfig) -> bytes:
 
 def _interrupt_routes(config: AcpiConfig) -> bytes:
     # One package per slot and pin: address (any function), pin, no link device, GSI.
+    gsis = [aml.integer(config.gsi_pci + line) for line in range(config.gsi_pci_count)]
+    pins = [aml.integer(pin) for pin in range(4)]
+    no_link = aml.integer(0)
     routes = []
     for slot in range(config.pci_slots):
         address = aml.integer(slot << 16 | 0xFFFF)
         for pin in range(4):
-            gsi = config.gsi_pci + (slot + pin) % config.gsi_pci_count
-            routes.append(aml.package(address, aml.integer(pin), aml.integer(0), aml.integer(gsi)))
+            gsi = gsis[(slot + pin) % config.gsi_pci_count]
+            routes.append(aml.package(address, pins[pin], no_link, gsi))
     return aml.package(*routes)
 
 
