@@ -6,17 +6,28 @@ what to do about it.
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmkit.board.power import Ending
+
 __all__ = [
     "BadInitrd",
     "BadKernel",
     "BadSnapshot",
+    "BootTimeout",
+    "CommandTimeout",
     "EngineUnavailable",
     "FileTrouble",
     "GuestAddressError",
+    "GuestEnded",
+    "GuestHang",
+    "GuestPanic",
     "KvmkitError",
     "NotEnoughMemory",
     "PermissionTrouble",
+    "TripleFault",
     "UsageError",
+    "ending_error",
 ]
 
 
@@ -76,6 +87,47 @@ class GuestAddressError(KvmkitError):
     """A guest-physical range that is not guest memory."""
 
     exit_code = 117
+
+
+class CommandTimeout(KvmkitError, TimeoutError):
+    """Something in the guest did not happen in the time it was given."""
+
+    exit_code = 124
+
+
+class BootTimeout(CommandTimeout):
+    """The guest did not come up in the time it was given."""
+
+
+class GuestEnded(KvmkitError):
+    """The guest ended while something else was expected of it; ``ending`` says how.
+
+    ``str`` is its one line, ``ending.detail`` what else is known: the decoded trace
+    of a panic, the registers of a hang.
+    """
+
+    def __init__(self, ending: Ending, hint: str = "") -> None:
+        super().__init__(ending.reason, hint)
+        self.ending = ending
+        self.exit_code = ending.exit_code
+
+
+class GuestPanic(GuestEnded):
+    """The guest's kernel panicked."""
+
+
+class GuestHang(GuestEnded):
+    """The guest's boot hangs."""
+
+
+class TripleFault(GuestEnded):
+    """A CPU of the guest could not even deliver a double fault."""
+
+
+def ending_error(ending: Ending) -> GuestEnded:
+    """The exception for a VM that ended so."""
+    kinds = {"PANIC": GuestPanic, "HUNG": GuestHang, "TRIPLE_FAULT": TripleFault}
+    return kinds.get(ending.kind.name, GuestEnded)(ending)
 
 
 class BadSnapshot(KvmkitError):
