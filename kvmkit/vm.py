@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from kvmkit.board.console import Sink
     from kvmkit.board.power import Ending
     from kvmkit.boot.image import KernelImage
-    from kvmkit.boot.image import KernelImage
     from kvmkit.boot.plan import BootPlan
     from kvmkit.engine.engine import Engine
     from kvmkit.snapshot.format import Snapshot

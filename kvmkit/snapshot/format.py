@@ -249,9 +249,7 @@ def _head(head: Any, path: str) -> dict[str, Any]:
 def _extents(listed: list[Any]) -> list[Extent]:
     extents: list[Extent] = []
     for entry in listed:
-        if not (
-            isinstance(entry, list) and len(entry) == 3 and all(type(n) is int for n in entry)
-        ):
+        if not (isinstance(entry, list) and len(entry) == 3 and all(type(n) is int for n in entry)):
             raise BadSnapshot("an extent of the memory is not three numbers")
         extents.append((entry[0], entry[1], entry[2]))
     return extents
