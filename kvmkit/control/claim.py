@@ -130,23 +130,22 @@ class Claim:
             os.close(lock)
 
 
-def claim_name(name: str | None, *, base: str | None = None) -> Claim:
-    """The directory for a VM that starts now; without ``name``, a generated one.
+def claim_name(name: str, *, insist: bool = True, base: str | None = None) -> Claim:
+    """The directory for a VM that starts now; unless we ``insist``, of another name if need be.
 
     Raises UsageError for a bad name, NameTaken, and PermissionTrouble when the
     directory cannot be made.
     """
-    if name is not None:
-        check_name(name)
+    check_name(name)
     base = base or runtime_directory(make=True)
     try:
-        if name is not None:
-            return _claim(base, name)
         for tries in range(_MOST_TRIES):
             try:
-                return _claim(base, generate_name(tries))
+                return _claim(base, name)
             except NameTaken:
-                pass
+                if insist:
+                    raise
+                name = generate_name(tries)
         raise UsageError(f"no free name found in {base} after {_MOST_TRIES} tries")
     except OSError as error:
         raise PermissionTrouble(
