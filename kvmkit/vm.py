@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 
+from kvmkit.control.names import check_name, generate_name
 from kvmkit.errors import EngineUnavailable, FileTrouble, UsageError
+from kvmkit.view import View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,10 +51,9 @@ LOG_CONSOLE = "console=ttyS1"
 
 _UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SEED_SIZE = 32
-_NAME_LENGTH = 64
 
 
-class VM:
+class VM(View):
     """A virtual machine around a Linux or PVH kernel.
 
     ``kernel`` is a bzImage, an ELF vmlinux or a PVH kernel, ``initrd`` archives
@@ -92,10 +93,8 @@ class VM:
 
         if engine not in ENGINES:
             raise UsageError(f"the engine is one of {', '.join(ENGINES)}, not {engine!r}")
-        if name is not None and not _is_name(name):
-            raise UsageError(
-                f"a VM's name has 1 to {_NAME_LENGTH} letters, digits and ._-, not {name!r}"
-            )
+        super().__init__(generate_name() if name is None else check_name(name))
+        self._named = name is not None
         if "\0" in cmdline or "\n" in cmdline:
             raise UsageError("a kernel command line is one line without zero bytes")
         size = memory_size(memory)
@@ -107,7 +106,6 @@ class VM:
         if not bare_cmdline:
             self.cmdline = command_line(cmdline, log=kernel_log is not None)
         self.engine_wanted = engine
-        self.name = name or f"vm-{os.getpid()}"
         self.config = BoardConfig(
             cpus=cpus,
             memory=size,
@@ -136,13 +134,15 @@ class VM:
         """Assemble the machine and let it run. Returns at once.
 
         Raises BadKernel, BadInitrd, NotEnoughMemory, EngineUnavailable,
-        PermissionTrouble, FileTrouble or UsageError; nothing is left behind then.
+        PermissionTrouble, FileTrouble, UsageError, and NameTaken if a running VM has
+        its name; nothing is left behind then.
         """
         if self._board is not None or self._closed:
             raise UsageError("a VM starts once; make a new one")
         if self._snapshot is None:
             self._open_kernel()
         try:
+            self._claim_name()
             self._open_log()
             board = self._assemble(self._make_engine())
         except BaseException:
@@ -160,6 +160,9 @@ class VM:
                 from kvmkit.board.state import restore_board, state_of
 
                 restore_board(board, self._snapshot.state(state_of(board)))
+            self._events.watch(board)
+            if self.control is not None:
+                self.control.watch(board)
             board.start()
         except BaseException:
             self.close()
@@ -411,6 +414,14 @@ class VM:
         path: Any = self.kernel
         self._image = open_kernel(path)
 
+    def _claim_name(self) -> None:
+        from kvmkit.control.claim import claim_name
+        from kvmkit.control.point import ControlPoint
+
+        claim = claim_name(self.name, insist=self._named)
+        self._name = claim.name
+        self.control = ControlPoint(self, claim)
+
     def _open_log(self) -> None:
         log = self._kernel_log
         if log is None:
@@ -424,7 +435,10 @@ class VM:
         self.config.kernel_log = (log,)
 
     def _let_go(self) -> None:
-        """Close the log if it is ours, and the kernel, whose file is mapped."""
+        """Give the name back, close the log if it is ours, and the kernel, which is mapped."""
+        control, self.control = self.control, None
+        if control is not None:
+            control.close()
         self._image = None
         if self._snapshot is not None:
             self._snapshot.close()
@@ -490,8 +504,3 @@ def cache_directory() -> str:
     """Where unpacked kernels are kept: ``$XDG_CACHE_HOME/kvmkit/kernels``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(base, "kvmkit", "kernels")
-
-
-def _is_name(name: str) -> bool:
-    plain = name.replace("-", "").replace("_", "").replace(".", "")
-    return len(name) <= _NAME_LENGTH and plain.isalnum() and name.isascii() and name[0] not in ".-"
