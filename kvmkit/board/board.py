@@ -100,9 +100,7 @@ class Board:
         """The last lines of :meth:`warn`."""
         self.warning_listeners: list[Callable[[str], None]] = []
 
-        self.ram = GuestMemory(
-            config.memory, huge_pages=config.huge_pages, source=self._source
-        )
+        self.ram = GuestMemory(config.memory, huge_pages=config.huge_pages, source=self._source)
         self.memory = self.ram
         self.ram.on_write = getattr(engine, "memory_written", None)
         for slot in self.ram.slots:
@@ -242,7 +240,7 @@ class Board:
                 timeout=int(self.config.hang_timeout * _SECOND),
                 activity=lambda: serial.activity,
                 alive=lambda: serial.ports[0].listening,
-                paused=lambda: self._paused,
+                paused=lambda: self._paused or self.bus.slow,
                 log=lambda: serial.log,
             )
         self._limit = self.host_clock.timer(lambda: self._end(Ending(EndKind.TIMED_OUT)))
@@ -297,7 +295,7 @@ class Board:
         with self.control:
             if self._started and not self._paused and not self._closed:
                 self._paused = True
-                self.engine.pause()
+                self._stop_cpus()
                 self.clock.pause()
                 if self.power.ending is None:
                     self._tell("stop")
@@ -308,8 +306,16 @@ class Board:
             if self._paused and not self._closed and self.power.ending is None:
                 self._paused = False
                 self.clock.resume()
-                self.engine.resume()
+                self._let_cpus_run()
                 self._tell("resume")
+
+    def _stop_cpus(self) -> None:
+        self.bus.hurry = True  # a CPU that waits for a slow reader must stand, too
+        self.engine.pause()
+
+    def _let_cpus_run(self) -> None:
+        self.bus.hurry = False
+        self.engine.resume()
 
     @property
     def paused(self) -> bool:
@@ -325,7 +331,7 @@ class Board:
             if not self._started or self._closed or self.power.ending is not None:
                 return
             if not self._paused:
-                self.engine.pause()
+                self._stop_cpus()
             try:
                 for device in self.virtio:
                     device.drain()
@@ -340,7 +346,7 @@ class Board:
             if self._hang_watch is not None:
                 self._hang_watch.start()
             if not self._paused:
-                self.engine.resume()
+                self._let_cpus_run()
             self._tell("reset", guest)
 
     def _tell(self, event: str, guest: bool = False) -> None:
@@ -380,12 +386,12 @@ class Board:
                 return None
             running = not self._paused
             if running:
-                self.engine.pause()
+                self._stop_cpus()
             try:
                 return [vcpu.state() for vcpu in self.engine.vcpus]
             finally:
                 if running:
-                    self.engine.resume()
+                    self._let_cpus_run()
         finally:
             self.control.release()
 
@@ -400,6 +406,9 @@ class Board:
             if self._closed:
                 return
             self._closed = True
+            bus = getattr(self, "bus", None)
+            if bus is not None:
+                bus.hurry = True
             self.engine.close()
             for device in getattr(self, "virtio", ()):
                 device.close()

@@ -32,7 +32,7 @@ __all__ = ["BoardBus", "BusOverlap", "TracingBus"]
 PORT_COUNT = 0x1_0000
 ADDRESS_LIMIT = 1 << 52  # physical addresses an x86-64 CPU can have
 
-_SLOW = 0.01  # seconds that a write takes while the bus is slow
+_SLOW = 0.01  # seconds between two looks while a port write waits
 
 _ALL_ONES = (0, 0xFF, 0xFFFF, 0xFF_FFFF, 0xFFFF_FFFF, 0, 0, 0, (1 << 64) - 1)
 
@@ -78,10 +78,13 @@ class BoardBus:
         self._takers: dict[int, Callable[[bytes], None]] = {}
         self._frozen = False
         self.slow = False
-        """Somebody who reads the guest's output is behind: port writes take 10 ms.
+        """Somebody who reads the guest's output is behind: port writes wait until he is not.
 
-        The wait is without the lock, and short, so that the vCPU can be stopped.
+        They wait without the lock, and no longer once the bus is frozen or somebody is in
+        a :attr:`hurry`.
         """
+        self.hurry = False
+        """Somebody wants the CPUs to stand: no port write waits."""
 
     # What is where
 
@@ -175,7 +178,7 @@ class BoardBus:
     def port_write(self, port: int, size: int, value: int) -> None:
         """The guest's OUT."""
         if self.slow:
-            sleep(_SLOW)
+            self._wait()
         with self._lock:
             entry = self._port_writes.get(port << 3 | size)
             if entry is None or self._frozen:
@@ -189,7 +192,7 @@ class BoardBus:
     def port_written(self, port: int, data: bytes) -> None:
         """Bytes the guest wrote to ``port``, which the engine collected (see ``collect``)."""
         if self.slow:
-            sleep(_SLOW)
+            self._wait()
         with self._lock:
             taker = self._takers.get(port)
             if taker is not None and not self._frozen:
@@ -197,6 +200,10 @@ class BoardBus:
                     taker(data)
                 except Exception as error:
                     self._failed(error)
+
+    def _wait(self) -> None:
+        while self.slow and not self.hurry and not self._frozen:
+            sleep(_SLOW)
 
     def collect(self, port: int, taker: Callable[[bytes], None]) -> None:
         """Bytes that an engine collects at ``port`` go to ``taker``."""
@@ -284,6 +291,12 @@ class TracingBus:
         """OUT."""
         self._trace("out", port, size, value)
         self._bus.port_write(port, size, value)
+
+    def port_written(self, port: int, data: bytes) -> None:
+        """OUTs to one port that the engine collected."""
+        for value in data:
+            self._trace("out", port, 1, value)
+        self._bus.port_written(port, data)
 
     def memory_read(self, address: int, size: int) -> int:
         """A load outside RAM."""

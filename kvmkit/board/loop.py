@@ -30,6 +30,9 @@ _FINE = 20_000_000
 
 _SELECT_LIMIT = 1024  # FD_SETSIZE
 
+_LONGEST = 3600_000_000_000
+"""Nanoseconds after which it looks again in any case: epoll_wait(2) takes 24 days at most."""
+
 
 class EventLoop:
     """One loop; ``run`` occupies the calling thread, ``start`` makes one.
@@ -187,7 +190,7 @@ class EventLoop:
             if timeout and not select.select([epoll], [], [], timeout / 1e9)[0]:
                 return []
             return epoll.poll(0)
-        return epoll.poll(timeout / 1e9)
+        return epoll.poll(min(timeout, _LONGEST) / 1e9)
 
     def _run_calls(self) -> None:
         for _ in range(len(self._calls)):

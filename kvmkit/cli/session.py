@@ -72,6 +72,7 @@ class Stage:
         self._options = options
         self._terminal = terminal
         self._files: list[int] = []
+        self._attached = False
         self._to_terminal = options["console"] == "tty"
         self.mode = self._choose_mode()
 
@@ -113,6 +114,9 @@ class Stage:
             vm.board.serial.console.add_tap(self._terminal.note)
 
     def _attach_pipe(self, vm: VM) -> None:
+        if self._attached:  # a guest may say often that it is ready
+            return
+        self._attached = True
         from kvmkit.guest.console_input import END_OF_INPUT, encode_input
 
         entry = vm.board.serial.input

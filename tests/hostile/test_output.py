@@ -1,0 +1,111 @@
+"""Guests that talk too much, to readers that do not read."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from kvmkit import VM
+from kvmkit.board.bus import BoardBus, TracingBus
+from kvmkit.board.console import BACKLOG
+from kvmkit.board.power import EndKind
+from tests.hostile.guests import ENGINES, FOREVER, POWER_OFF, kernel, need
+
+FLOOD = b"\x66\xba\xf8\x03\xb0A" + b"\xee" * 32 + b"\xeb" + bytes([256 - 34])
+STRINGS = (
+    b"\x66\xba\xf8\x03"  # mov dx, 0x3f8
+    b"\xb9\x00\x40\x00\x00\xbe\x00\x00\x20\x00"  # mov ecx, 16384; mov esi, 2 MiB
+    b"\xf3\x6e\xeb\xf2"  # rep outsb; and again
+)
+DEBUG_PORT = FLOOD.replace(b"\xf8\x03", b"\xe9\x00")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("code", [FLOOD, STRINGS, DEBUG_PORT], ids=["out", "outsb", "debug port"])
+def test_reader_that_never_reads_costs_no_memory(tmp_path: Path, engine: str, code: bytes) -> None:
+    """The guest waits when a megabyte is left over; the switches work all the while."""
+    need(engine)
+    reader, writer = os.pipe()
+    try:
+        with VM(kernel(tmp_path, code), engine=engine, console=writer, memory="8M") as vm:
+            vm.start()
+            console = vm.board.serial.console
+            sizes = []
+            for _ in range(6):
+                time.sleep(0.25)
+                began = time.monotonic()
+                vm.pause()
+                assert time.monotonic() - began < 1
+                sizes.append(console.count)
+                vm.resume()
+            assert sizes[-1] < BACKLOG + (1 << 18)  # what a pipe and a few looks let through
+            vm.board.close(patience=0)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.soft
+def test_limit_of_time_ends_a_guest_that_waits_for_its_reader(tmp_path: Path) -> None:
+    """Time goes on for the limit, and a slow reader is no hang."""
+    reader, writer = os.pipe()
+    try:
+        vm = VM(kernel(tmp_path, FLOOD), engine="soft", console=writer, memory="8M",
+                timeout=2, hang_timeout=0.4)  # fmt: skip
+        with vm:
+            vm.start()
+            ending = vm.wait(10)
+            vm.board.close(patience=0)
+        assert ending is not None and ending.kind is EndKind.TIMED_OUT
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.soft
+def test_traced_bus_takes_collected_bytes(tmp_path: Path) -> None:
+    """A bus between engine and board sees what the engine collected for it."""
+    from kvmkit.board.board import Board
+
+    seen: list[tuple[str, int, int, int]] = []
+    vm = VM(kernel(tmp_path, FLOOD[:38] + POWER_OFF + FOREVER), engine="soft", memory="8M")
+    start = Board.start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Board, "start",
+            lambda board: start(board, TracingBus(board.bus, lambda *what: seen.append(what))),
+        )  # fmt: skip
+        ending = vm.run()
+    assert ending.kind is EndKind.POWERED_OFF
+    assert seen.count(("out", 0x3F8, 1, ord("A"))) == 32
+    assert vm.console_log == b"A" * 32
+
+
+def test_frozen_bus_waits_for_nobody() -> None:
+    """A machine that is being switched off has no slow readers."""
+    from threading import RLock
+
+    bus = BoardBus(RLock(), lambda error: None)
+    bus.slow = True
+    bus.freeze()
+    bus.port_write(0x3F8, 1, 0)
+
+
+def test_a_guest_that_is_ready_again_and_again_is_given_its_input_once() -> None:
+    """Else each time would add an end of input to what waits for the guest."""
+    from types import SimpleNamespace as Any
+
+    from kvmkit.cli.session import Stage
+
+    attached: list[int] = []
+    entry = Any(attach=lambda fd, **more: attached.append(fd))
+    vm = Any(board=Any(serial=Any(input=entry)))
+    stage = Stage.__new__(Stage)
+    stage._attached = False
+    stage._terminal = Any(input=7)  # type: ignore[assignment]
+    for _ in range(3):
+        stage._attach_pipe(vm)  # type: ignore[arg-type]
+    assert attached == [7]
