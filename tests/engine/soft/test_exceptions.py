@@ -46,6 +46,8 @@ def fault_of(source: str, *, bits: int = 64, user: bool = False) -> Fault:
         (".byte 0x0f, 0xff, 0xc0", 6, 0),
         ("mov eax, 0x100; mov ds, eax", 13, 0x100),
         ("mov eax, 0xfff0; ltr ax", 13, 0xFFF0),
+        ("xor eax, eax; ltr ax", 13, 0),
+        ("mov eax, 0x18; ltr ax", 13, 0x18),
         ("int 0x31", 13, 0x31 << 3 | 2),
         ("mov ecx, 0x12345; rdmsr", 13, 0),
         ("mov ecx, 0x12345; wrmsr", 13, 0),
@@ -65,6 +67,12 @@ def test_fault_points_at_the_instruction() -> None:
     """A fault saves the address of the instruction, a trap of the next one."""
     assert fault_of("nop; nop; ud2").ip == CODE + 2
     assert fault_of("nop; nop; int3").ip == CODE + 3
+
+
+def test_bad_task_register() -> None:
+    """LTR faults at its own address, also deep in a block."""
+    assert fault_of("nop; nop; xor eax, eax; ltr ax").ip == CODE + 4
+    assert fault_of("nop; nop; mov eax, 0x18; ltr ax").ip == CODE + 7
 
 
 def test_fault_saves_flags_and_stack() -> None:

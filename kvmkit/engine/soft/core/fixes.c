@@ -36,7 +36,20 @@ __attribute__((noreturn)) void __wrap_cpu_abort_x86_64(void *cpu, const char *fo
     PyErr_Format(PyExc_RuntimeError, "Unicorn: %s", text);
     py_failed(m);
     gil_drop(m);
+    CPU(int32_t, EXCEPTION_INDEX) = K_EXCP_INTERRUPT; /* not again what led here */
     cpu_loop_exit_x86_64(cpu);
+}
+
+/* LTR of a null selector faults (SDM vol. 2A); Unicorn loads it and gives up when it needs a TSS. */
+extern void __real_helper_ltr_x86_64(void *env, int selector);
+
+void __wrap_helper_ltr_x86_64(void *env, int selector)
+{
+    if (!(selector & 0xfffc))
+        raise_exception_err_ra_x86_64(env, EXC_GP, 0, RETADDR);
+    /* what faults inside cannot find the instruction by its return address, which is ours */
+    cpu_restore_state_x86_64((char *)env - X86CPU_ENV, RETADDR, true);
+    __real_helper_ltr_x86_64(env, selector);
 }
 
 /* ---- FISTTP: what does not fit is the integer indefinite (SDM vol. 1, 4.2.2) ---- */
