@@ -1,0 +1,138 @@
+"""A raw disk image, or a block device: byte n of the disk is byte n of the file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from kvmkit.backends.disk import SECTOR
+from kvmkit.errors import FileTrouble
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["RawDisk", "read_fully", "write_fully"]
+
+_ZEROES = bytes(1 << 20)
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # linux/falloc.h
+_ZERO_RANGE = 0x10
+_BLKDISCARD = 0x1277  # linux/fs.h
+_IOV_MAX = 1024
+
+
+class RawDisk:
+    """The image open as ``fd``, which the disk closes. Raises FileTrouble if it is no disk."""
+
+    def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
+        self._fd = fd
+        self.read_only = read_only
+        status = os.fstat(fd)
+        self._is_device = stat.S_ISBLK(status.st_mode)
+        self.size = os.lseek(fd, 0, os.SEEK_END) if self._is_device else status.st_size
+        self.block_size = min(max(status.st_blksize, SECTOR), 1 << 16)
+        if self.size < SECTOR:
+            raise FileTrouble(
+                f"{path}: a disk has at least {SECTOR} bytes, this file {self.size}",
+                "qemu-img create, or truncate -s 1G, makes one",
+            )
+        if self.size % SECTOR and not read_only:
+            raise FileTrouble(
+                f"{path}: a disk is whole sectors of {SECTOR} bytes, this file has {self.size}",
+                f"truncate -s %{SECTOR} {path}, or add ,ro",
+            )
+        self.size -= self.size % SECTOR
+
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See :class:`kvmkit.backends.disk.Disk`."""
+        read_fully(self._fd, offset, buffers)
+
+    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """See :class:`kvmkit.backends.disk.Disk`."""
+        write_fully(self._fd, offset, buffers)
+
+    def flush(self) -> None:
+        """See :class:`kvmkit.backends.disk.Disk`."""
+        if not self.read_only:
+            os.fdatasync(self._fd)
+
+    def discard(self, offset: int, size: int) -> None:
+        """See :class:`kvmkit.backends.disk.Disk`."""
+        try:
+            if self._is_device:
+                import fcntl
+                from struct import pack
+
+                fcntl.ioctl(self._fd, _BLKDISCARD, pack("<QQ", offset, size))
+            else:
+                _fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY):
+                raise
+
+    def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
+        """See :class:`kvmkit.backends.disk.Disk`."""
+        try:
+            mode = _PUNCH_HOLE_KEEP_SIZE if unmap else _ZERO_RANGE
+            _fallocate(self._fd, mode, offset, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
+                raise
+            while size:
+                part = min(size, len(_ZEROES))
+                write_fully(self._fd, offset, [memoryview(_ZEROES)[:part]])
+                offset += part
+                size -= part
+
+    def close(self) -> None:
+        """See :class:`kvmkit.backends.disk.Disk`."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                if not self.read_only:
+                    os.fdatasync(fd)
+            finally:
+                os.close(fd)
+
+
+def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
+    """preadv(2) until all is there; past the end of the file it is zeroes."""
+    left = list(buffers)
+    while left:
+        done = os.preadv(fd, left[:_IOV_MAX], offset)
+        if not done:
+            for view in left:
+                view[:] = bytes(len(view))
+            return
+        offset += done
+        _advance(left, done)
+
+
+def write_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
+    """pwritev(2) until all is written."""
+    left = list(buffers)
+    while left:
+        done = os.pwritev(fd, left[:_IOV_MAX], offset)
+        offset += done
+        _advance(left, done)
+
+
+def _advance(views: list[memoryview], done: int) -> None:
+    """Drop the first ``done`` bytes, and empty views."""
+    while views and done >= len(views[0]):
+        done -= len(views[0])
+        del views[0]
+    if done:
+        views[0] = views[0][done:]
+
+
+def _fallocate(fd: int, mode: int, offset: int, size: int) -> None:
+    """fallocate(2), which Python has without its modes only."""
+    import ctypes
+
+    call = ctypes.CDLL(None, use_errno=True).fallocate64
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(fd, mode, offset, size):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
