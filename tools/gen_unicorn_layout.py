@@ -62,6 +62,7 @@ MEMBERS = [
     ("TLBC_DIRTY", "CPUTLBCommon", "dirty"),
     *(("TB_" + m.upper(), "TranslationBlock", m) for m in
       ("pc", "cs_base", "flags", "size", "cflags", "page_addr")),
+    ("TB_CODE", "TranslationBlock", "tc.ptr"),
     ("TCG_CPU_ENV", "TCGContext", "cpu_env"),
     ("MR_PERMS", "MemoryRegion", "perms"),
     ("MR_PRIORITY", "MemoryRegion", "priority"),

@@ -9,6 +9,7 @@
  *   machine.c   the Python type       mmu.c      page walks, TLB fills, RAM and MMIO
  *   run.c       vCPUs in turn, timer  cpu.c      instructions the core executes itself
  *   port.c      port I/O              strings.c  REP MOVS and REP STOS
+ *   jumps.c     indirect jumps        fixes.c    what Unicorn gets wrong
  *   state.c     registers by name     emit.c     the exit check in translated code
  */
 #ifndef KVMKIT_CORE_H
@@ -71,6 +72,15 @@ struct ram_slot {
     int id;
 };
 
+/* See jumps.c. */
+#define JUMPS 8192
+
+struct jump {
+    uint64_t pc;
+    uint32_t flags, cs_base;
+    void *code, *tb;
+};
+
 struct cpuid_leaf {
     uint32_t function, index, has_index, eax, ebx, ecx, edx;
 };
@@ -121,6 +131,7 @@ struct machine {
     pthread_t runner; /* the thread in run(), while running */
 
     int64_t tsc_base; /* guest TSC (1 GHz) = CLOCK_MONOTONIC ns - tsc_base */
+    struct jump jump[JUMPS];
     void *exit_label;
     bool insn_start; /* the translator begins an instruction */
     int shown_left;  /* bytes of one to show instead of what is in memory (strings.c) */
@@ -166,6 +177,10 @@ void cpu_exception_hook(uc_engine *uc, uint32_t number, void *user);
 uint64_t guest_tsc(struct machine *m);
 void py_failed(struct machine *m);
 void exit_to_loop(struct machine *m);
+
+/* jumps.c */
+void jumps_forget(struct machine *m);
+void jumps_forget_page(struct machine *m, uint64_t page);
 
 /* strings.c */
 int strings_first_byte(struct machine *m, void *env, uint64_t addr, const uint8_t *code);

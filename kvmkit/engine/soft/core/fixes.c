@@ -40,6 +40,29 @@ __attribute__((noreturn)) void __wrap_cpu_abort_x86_64(void *cpu, const char *fo
     cpu_loop_exit_x86_64(cpu);
 }
 
+/* Unicorn's translator abort()s where it is inconsistent with itself, as it is about LOCK BT
+ * with a register. The instruction is one that faults: find it, by translating one at a time,
+ * and let it be #UD. Only what was translated before has run, so nothing is half done. */
+extern void __real_abort(void) __attribute__((noreturn));
+
+__attribute__((noreturn)) void __wrap_abort(void)
+{
+    static __thread uint64_t suspect; /* where a block began that could not be translated */
+    struct machine *m = M;
+    void *env, *cpu;
+
+    if (!m || !m->running)
+        __real_abort();
+    env = m->env, cpu = m->cpu;
+    if (suspect == ENV(uint64_t, EIP) + 1) {
+        suspect = 0;
+        raise_exception_err_ra_x86_64(env, EXC_UD, 0, 0);
+    }
+    suspect = ENV(uint64_t, EIP) + 1;
+    CPU(uint32_t, CFLAGS_NEXT_TB) = 1;
+    cpu_loop_exit_x86_64(cpu);
+}
+
 /* LTR of a null selector faults (SDM vol. 2A); Unicorn loads it and gives up when it needs a TSS. */
 extern void __real_helper_ltr_x86_64(void *env, int selector);
 

@@ -218,7 +218,7 @@ static void flush_region(void *env, uint64_t addr, uint64_t size)
                 drop_entry(desc, e);
         }
     }
-    memset((char *)env_cpu(env) + CPU_TB_JMP_CACHE, 0, K_TB_JMP_CACHE_SIZE * sizeof(void *));
+    jumps_forget(M);
 }
 
 /* INVLPG. Unicorn's own flushes everything once a large page was met. */
@@ -240,7 +240,7 @@ void __wrap_tlb_flush_page_x86_64(void *cpu, uint64_t addr)
             if (entry_has_page(&victims[i], page))
                 drop_entry(desc, &victims[i]);
     }
-    tb_flush_jmp_cache_x86_64(cpu, page);
+    jumps_forget_page(M, page);
     if (v->large_pages[addr >> 27 & 15] >> (addr >> 21 & 63) & 1)
         flush_region(env, addr, 1ull << 21);
     if (v->huge_pages >> (addr >> 30 & 63) & 1)
@@ -256,6 +256,7 @@ void __wrap_tlb_flush_x86_64(void *cpu)
     struct vcpu *v = &M->vcpu[M->current];
 
     __real_tlb_flush_x86_64(cpu);
+    memset(M->jump, 0, sizeof M->jump);
     memset(v->large_pages, 0, sizeof v->large_pages);
     v->huge_pages = 0;
     v->local_count = v->local_code_count = 0;
@@ -296,10 +297,10 @@ void mmu_new_tables(struct machine *m)
                 drop_entry(desc, &victims[i]);
     }
     if (v->local_code_count > LOCAL_CODE_MAX)
-        memset((char *)m->cpu + CPU_TB_JMP_CACHE, 0, K_TB_JMP_CACHE_SIZE * sizeof(void *));
+        jumps_forget(m);
     else
         for (uint32_t i = 0; i < v->local_code_count; i++)
-            tb_flush_jmp_cache_x86_64(m->cpu, v->local_code[i]);
+            jumps_forget_page(m, v->local_code[i]);
     v->local_count = v->local_code_count = 0;
 }
 

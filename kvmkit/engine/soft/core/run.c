@@ -159,7 +159,7 @@ void switch_to(struct machine *m, int index)
     memcpy(m->env, to->env, ENV_END_RESET_FIELDS);
     memcpy(tlb, to->tlb, SIZEOF_TLB);
     CPU(uint32_t, CFLAGS_NEXT_TB) = to->cflags_next_tb;
-    memset((char *)cpu + CPU_TB_JMP_CACHE, 0, K_TB_JMP_CACHE_SIZE * sizeof(void *));
+    jumps_forget(m);
     m->current = index;
     if (to->dr7 & 0xff)
         cpu_x86_update_dr7_x86_64(m->env, (uint32_t)to->dr7);

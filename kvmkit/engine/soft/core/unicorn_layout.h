@@ -120,6 +120,7 @@
 #define TB_SIZE 0x14
 #define TB_CFLAGS 0x18
 #define TB_PAGE_ADDR 0x48
+#define TB_CODE 0x20
 #define TCG_CPU_ENV 0x98f0
 #define MR_PERMS 0x88
 #define MR_PRIORITY 0x5c
