@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 
+from kvmkit.cache_home import cache_home, is_ours
 from kvmkit.errors import FileTrouble, KvmkitError
 from kvmkit.frozen import Record
 
@@ -106,12 +107,20 @@ class Image(Record):
 
 
 def _cache() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return f"{base}/kvmkit"
+    home = cache_home()
+    if not is_ours(home):
+        raise FileTrouble(
+            f"{home} is another user's, or others can write to it",
+            "set XDG_CACHE_HOME to a directory of your own",
+        )
+    return home
 
 
 def images_directory() -> str:
-    """Where the images are: ``$XDG_CACHE_HOME/kvmkit/images``. It may not exist yet."""
+    """Where the images are: ``$XDG_CACHE_HOME/kvmkit/images``. It may not exist yet.
+
+    Raises FileTrouble where it is not this user's own.
+    """
     return f"{_cache()}/images"
 
 
@@ -139,7 +148,7 @@ def _scan() -> Any:
 
     try:
         return os.scandir(images_directory())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return nullcontext(())
     except OSError as error:
         raise FileTrouble(f"{images_directory()}: {error.strerror}") from error

@@ -183,27 +183,23 @@ class VM(View):
         """A VM that goes on, when it is started, where :meth:`snapshot` left another.
 
         ``"auto"`` is the engine it was saved on. Without ``check`` the memory is
-        taken unread, for a snapshot that was checked before. Raises BadSnapshot for
-        one that is damaged, FileTrouble for one that cannot be read.
+        taken unread; with it, it is read unless it was before and did not change
+        since. Devices that were added are added again, to the same slots. Raises
+        BadSnapshot for a snapshot that is damaged, FileTrouble for one that cannot
+        be read.
         """
-        from kvmkit.snapshot.format import Snapshot
+        from kvmkit.snapshot.machine import open_vm
 
-        snapshot = Snapshot(os.fspath(path))
-        try:
-            if check:
-                snapshot.check()
-            vm = snapshot.make(
-                cls,
-                engine=engine,
-                name=name,
-                console=console,
-                kernel_log=kernel_log,
-                timeout=timeout,
-            )
-        except BaseException:
-            snapshot.close()
-            raise
-        vm._snapshot = snapshot
+        vm, vm._snapshot = open_vm(
+            cls,
+            os.fspath(path),
+            engine=engine,
+            check=check,
+            name=name,
+            console=console,
+            kernel_log=kernel_log,
+            timeout=timeout,
+        )
         return vm
 
     def snapshot(self, path: PathLike) -> None:
@@ -212,13 +208,16 @@ class VM(View):
         Raises FileTrouble when it cannot be written.
         """
         from kvmkit.board.state import state_of
-        from kvmkit.snapshot.format import about, save
+        from kvmkit.snapshot.format import save
+        from kvmkit.snapshot.machine import about
 
         board = self.board
         with board.control:
             running = not board.paused
             board.pause()
             try:
+                for device in board.virtio:
+                    device.drain()
                 save(os.fspath(path), board.ram, state_of(board), about(self))
             finally:
                 if running:
@@ -500,7 +499,8 @@ def command_line(given: str, *, log: bool = False) -> str:
     return " ".join([*words, given] if given else words)
 
 
-def cache_directory() -> str:
-    """Where unpacked kernels are kept: ``$XDG_CACHE_HOME/kvmkit/kernels``."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "kvmkit", "kernels")
+def cache_directory() -> str | None:
+    """Where unpacked kernels are kept; None where there is no cache that could be trusted."""
+    from kvmkit.cache_home import own_cache
+
+    return own_cache("kernels")

@@ -152,7 +152,6 @@ class Stage:
         given: list[str] = self._options["initrd"]
         if given and command is None:
             return given
-        from kvmkit.guest.initramfs import cached_initramfs
         from kvmkit.images import default_busybox
 
         busybox = default_busybox()
@@ -161,13 +160,25 @@ class Stage:
                 "no busybox for the guest, neither pulled nor in /bin",
                 "kvmkit image pull busybox-static, or name an initrd with -i",
             )
-        archives = [*given, cached_initramfs(busybox, _cache_directory())]
+        archives = [*given, self._initramfs(busybox)]
         if command is not None:
             from kvmkit.guest.command import command_archive
 
             archive = command_archive(command, mode=self.mode)
             archives.append(self._memory_file(archive))
         return archives
+
+    def _initramfs(self, busybox: str) -> str:
+        """Our archive, from the cache, or made afresh where the cache cannot be used."""
+        from kvmkit.guest.initramfs import busybox_initramfs, cached_initramfs
+
+        cache = _cache_directory()
+        if cache is not None:
+            try:
+                return cached_initramfs(busybox, cache)
+            except FileTrouble:
+                pass  # it cannot be written; or busybox is none, which is told below
+        return self._memory_file(busybox_initramfs(busybox))
 
     def _terminal_parameters(self) -> list[str]:
         """What the guest's init is to know of the terminal. The kernel hands words with an
@@ -292,6 +303,7 @@ def _is_null(descriptor: int) -> bool:
         return True
 
 
-def _cache_directory() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "kvmkit", "initramfs")
+def _cache_directory() -> str | None:
+    from kvmkit.cache_home import own_cache
+
+    return own_cache("initramfs")

@@ -138,8 +138,12 @@ def _key(device: str) -> str:
 
 
 def _cache_path() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "kvmkit", _CACHE_FILE)
+    from kvmkit.cache_home import own_cache
+
+    path = own_cache(_CACHE_FILE)
+    if path is None:
+        raise OSError("the cache is not ours")
+    return path
 
 
 def _recall(key: str) -> bool | None:
@@ -154,9 +158,9 @@ def _recall(key: str) -> bool | None:
 
 
 def _remember(key: str, native: bool) -> None:
-    path = _cache_path()
-    scratch = f"{path}.{os.getpid()}"
     try:
+        path = _cache_path()
+        scratch = f"{path}.{os.getpid()}"
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(scratch, "w") as file:
             file.write(f"{key}\n{'native' if native else 'emulated'}\n")
