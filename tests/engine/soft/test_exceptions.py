@@ -321,6 +321,14 @@ def test_lock_on_a_register() -> None:
     assert fault_of(".byte 0xf0, 0x01, 0xc0").vector == 6
 
 
+@pytest.mark.parametrize("user", [False, True])
+def test_lock_on_a_bit_test(user: bool) -> None:
+    """LOCK BT and BTS of a register are #UD at their own address (and no abort())."""
+    for code in ("0xf0, 0x0f, 0xba, 0xe5, 0xfa", "0xf0, 0x0f, 0xab, 0xc3"):
+        fault = fault_of(f"mov eax, 1; inc eax; .byte {code}; nop; hlt", user=user)
+        assert (fault.vector, fault.ip) == (6, CODE + 7), code
+
+
 def test_privileged_instructions_of_features_not_announced() -> None:
     """What CPUID does not announce is #UD: XGETBV, RDRAND, VMCALL, RDPID, BZHI."""
     for code in ("0f01d0", "0fc7f0", "f30fc7f8", "c4e270f5c0", "c5f877", "c4e279184000"):
