@@ -190,7 +190,7 @@ class VM(View):
         """
         from kvmkit.snapshot.machine import open_vm
 
-        vm, vm._snapshot = open_vm(
+        vm, snapshot = open_vm(
             cls,
             os.fspath(path),
             engine=engine,
@@ -200,6 +200,7 @@ class VM(View):
             kernel_log=kernel_log,
             timeout=timeout,
         )
+        vm._snapshot = snapshot
         return vm
 
     def snapshot(self, path: PathLike) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmkit.engine.cpu import CpuState
-from kvmkit.errors import BadSnapshot
+from kvmkit.errors import BadSnapshot, KvmkitError
 from kvmkit.frozen import Record
 
 TYPE_CHECKING = False
@@ -57,8 +57,7 @@ def restore_board(board: Board, state: BoardState) -> None:
             f"the snapshot was taken on the engine {state.engine}, this VM has {engine.name}",
             f"restore it with --engine {state.engine}",
         )
-    if len(state.cpus) != len(engine.vcpus) or state.devices.keys() != board.devices.keys():
-        raise BadSnapshot("the snapshot is of a machine with other CPUs or devices")
+    _same_machine(board, state)
     with board.lock:
         board.clock.stand_at(state.now)
         try:
@@ -71,5 +70,27 @@ def restore_board(board: Board, state: BoardState) -> None:
                 vcpu.restore(cpu)
             for vcpu, rest, cpu in zip(engine.vcpus, rests, state.cpus, strict=False):
                 vcpu.restore_rest(rest, cpu)
-        except (ValueError, TypeError, IndexError, KeyError, OverflowError, OSError) as error:
+        except KvmkitError:
+            raise
+        except Exception as error:  # whatever a device says to numbers that cannot be
             raise BadSnapshot(f"the snapshot holds a state that cannot be: {error}") from None
+
+
+def _same_machine(board: Board, state: BoardState) -> None:
+    """Raise BadSnapshot unless ``state`` is of a machine with the same parts."""
+    if len(state.cpus) != len(board.engine.vcpus):
+        raise BadSnapshot(
+            f"the snapshot has {len(state.cpus)} CPUs, this VM {len(board.engine.vcpus)}"
+        )
+    if odd := state.devices.keys() ^ board.devices.keys():
+        where = "VM lacks" if min(odd) in state.devices else "snapshot lacks"
+        raise BadSnapshot(f"the machines differ: the {where} the device {ascii(min(odd))[:40]}")
+    here = {devfn for devfn, _ in board.pci.bus.state().functions}
+    there = {devfn for devfn, _ in state.devices["pci"].functions}
+    if odd_slots := here ^ there:
+        slot = min(odd_slots) >> 3
+        where = "VM lacks" if min(odd_slots) in there else "snapshot lacks"
+        raise BadSnapshot(
+            f"the machines differ: the {where} the device in PCI slot {slot}",
+            "a VM that goes on needs the devices it was saved with",
+        )

@@ -4,43 +4,57 @@
 ``state.json``  what it is, every CPU's and device's state record by name
 ``memory``      the guest's RAM (:mod:`kvmkit.snapshot.pages`)
 ``checksum``    SHA-256 of ``state.json``, as sha256sum(1) writes and checks it
+``checked``     that the memory was found whole (:mod:`kvmkit.snapshot.stamp`)
 =============  ==============================================================
 
-It is written beside its place and renamed, so that a crash leaves the old one or
-the new one. Compatibility: ``format`` counts up when the directory changes; a
-state record that gained or lost a field is refused by name. A kvmkit reads what it
-wrote itself, and snapshots of other versions whose records are the same.
+It is made aside and put in its place (:mod:`kvmkit.snapshot.place`), so that a
+crash leaves the old one or the new one. Compatibility: ``format`` counts up when the
+directory changes; a state record that gained or lost a field is refused by name. A
+kvmkit reads what it wrote itself, and snapshots of other versions whose records are
+the same.
 """
 
 from __future__ import annotations
 
 import os
 from hashlib import sha256
-from json import JSONDecodeError, dumps, loads
 
 from kvmkit.errors import BadSnapshot, FileTrouble, KvmkitError
-from kvmkit.snapshot.pages import Extent, check_pages, save_pages
+from kvmkit.snapshot.pages import check_pages, save_pages
+from kvmkit.snapshot.place import put_directory, remove_directory, write_file
 from kvmkit.snapshot.records import decode, encode
+from kvmkit.snapshot.shapes import fits
+from kvmkit.snapshot.stamp import STAMP, is_stamped, stamp
+from kvmkit.snapshot.text import parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from kvmkit.board.memory import GuestMemory
-    from kvmkit.vm import VM
+    from kvmkit.snapshot.pages import Extent
 
-__all__ = ["FORMAT", "Snapshot", "about", "save"]
+    Progress = Callable[[str], None]
+
+__all__ = ["FORMAT", "Snapshot", "is_snapshot", "remove", "save"]
 
 FORMAT = 1
 
 _STATE, _MEMORY, _CHECKSUM = "state.json", "memory", "checksum"
+_FILES = (_STATE, _MEMORY, _CHECKSUM, STAMP)
 _STATE_MAX = 64 << 20
+_CPUS_MAX = 64
+
+_HEAD = {"kvmkit": "str", "name": "str", "saved": "int", "memory": "int"}
+_PARTS = {"extents": list, "config": dict, "state": dict}
+_CONFIG = {"kernel": "str", "initrd": "tuple[str, ...]", "cmdline": "str", "cpus": "int"}
 
 
 class Snapshot:
-    """A snapshot that was opened and found whole. Close it, or use it as a context.
+    """A snapshot that was opened, its state read. Close it, or use it as a context.
 
-    Raises BadSnapshot when it is not whole or not one, FileTrouble when it cannot be read.
+    Raises BadSnapshot when it is damaged or none, FileTrouble when it cannot be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -49,14 +63,19 @@ class Snapshot:
         try:
             text = _read(os.path.join(path, _STATE), _STATE_MAX)
             listed = _read(os.path.join(path, _CHECKSUM), 4096).decode("ascii", "replace").split()
-            if listed[:1] != [sha256(text).hexdigest()]:
+            self._digest = sha256(text).hexdigest()
+            if listed[:1] != [self._digest]:
                 raise BadSnapshot(f"{path}: {_STATE} is not what was saved (its checksum differs)")
-            self.head = _head(loads(text), path)
+            self.head = _head(parse(text.decode()), path)
             self.fd = os.open(os.path.join(path, _MEMORY), os.O_RDONLY | os.O_CLOEXEC)
-        except (JSONDecodeError, RecursionError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise BadSnapshot(f"{path}: {_STATE} is not JSON: {error}") from None
         except OSError as error:
             raise _trouble(path, error) from None
+        if os.fstat(self.fd).st_size != self.memory:
+            size = os.fstat(self.fd).st_size
+            self.close()
+            raise BadSnapshot(f"{path}: the memory is {size} bytes, not {self.memory}")
 
     @property
     def memory(self) -> int:
@@ -70,36 +89,41 @@ class Snapshot:
         config: dict[str, Any] = self.head["config"]
         return config
 
-    def check(self) -> None:
-        """Read the whole memory. Raises BadSnapshot if it is not what was saved."""
+    @property
+    def engine(self) -> str:
+        """The engine it was saved on."""
+        named = self.head["state"].get("engine")
+        text = named.get("text") if isinstance(named, dict) else None
+        return text if text in ("kvm", "soft") else "auto"
+
+    @property
+    def extents(self) -> list[Extent]:
+        """What of the memory was saved. Raises BadSnapshot."""
+        extents: list[Extent] = []
+        for entry in self.head["extents"]:
+            if not (isinstance(entry, list) and [type(n) for n in entry] == [int, int, int]):
+                raise BadSnapshot(f"{self.path}: an extent of the memory is not three numbers")
+            extents.append((entry[0], entry[1], entry[2]))
+        return extents
+
+    def check(self, *, thorough: bool = False, progress: Progress | None = None) -> None:
+        """Read the whole memory, unless that was done since it was last written.
+
+        ``thorough`` reads it anyway. Raises BadSnapshot if it is not what was saved.
+        """
+        if not thorough and is_stamped(self.path, self.fd, self._digest):
+            return
         try:
-            check_pages(self.fd, self.memory, _extents(self.head["extents"]))
+            check_pages(self.fd, self.memory, self.extents, progress)
         except BadSnapshot as error:
             raise BadSnapshot(f"{self.path}: {error}", error.hint) from None
+        except OSError as error:
+            raise _trouble(self.path, error) from None
+        stamp(self.path, self.fd, self._digest)
 
     def state(self, like: Any) -> Any:
         """The machine's state, a record as ``like``. Raises BadSnapshot if it is none."""
         return decode(self.head["state"], f"{self.path}: state", like)
-
-    def make(self, vm: type[VM], *, engine: str, **options: Any) -> VM:
-        """A VM of class ``vm`` made as the one that was saved."""
-        config = self.config
-        wanted = self.head["state"].get("engine", {}).get("text") if engine == "auto" else engine
-        try:
-            return vm(
-                config["kernel"],
-                initrd=config["initrd"],
-                cmdline=config["cmdline"],
-                cpus=config["cpus"],
-                memory=self.memory,
-                engine=wanted,
-                reboot=config["reboot"],
-                bare_cmdline=True,
-                hang_timeout=None,
-                **options,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadSnapshot(f"{self.path}: its configuration is wrong: {error}") from None
 
     def resident(self) -> int:
         """Bytes the memory takes on disk."""
@@ -118,109 +142,70 @@ class Snapshot:
         self.close()
 
 
-def about(vm: VM) -> dict[str, Any]:
-    """What a snapshot of ``vm`` says of it, for people and for :meth:`Snapshot.make`."""
-    from time import time
-
-    from kvmkit import __version__
-
-    return {
-        "kvmkit": __version__,
-        "saved": int(time()),
-        "name": vm.name,
-        "config": {
-            "kernel": os.path.abspath(vm.kernel),
-            "initrd": [os.path.abspath(path) for path in vm.initrds],
-            "cmdline": vm.cmdline,
-            "cpus": vm.config.cpus,
-            "reboot": vm.config.reboot,
-        },
-    }
-
-
-def save(path: str, ram: GuestMemory, state: Any, about: dict[str, Any]) -> None:
+def save(
+    path: str,
+    ram: GuestMemory,
+    state: Any,
+    about: dict[str, Any],
+    progress: Progress | None = None,
+) -> None:
     """Save a machine that stands still in directory ``path``, in place of a snapshot there.
 
     ``about`` is plain data for ``info``, with ``config``. Raises FileTrouble.
     """
     path = os.path.abspath(path)
-    if os.path.lexists(path) and not os.path.exists(os.path.join(path, _STATE)):
+    if os.path.lexists(path) and not is_snapshot(path):
         raise FileTrouble(f"{path} exists and is no snapshot", "name another directory")
-    aside = f"{path}.{os.getpid()}.new"
     try:
-        os.makedirs(aside, 0o700)
-        _write(aside, ram, state, about)
-        _put(aside, path)
-    except BaseException as error:
-        _remove(aside)
-        if isinstance(error, OSError) and not isinstance(error, KvmkitError):
-            raise _trouble(path, error) from None
-        raise
+        put_directory(path, _FILES, lambda aside: _write(aside, ram, state, about, progress))
+    except OSError as error:
+        if isinstance(error, KvmkitError):
+            raise
+        raise _trouble(path, error) from None
 
 
-def _write(aside: str, ram: GuestMemory, state: Any, about: dict[str, Any]) -> None:
-    fd = os.open(os.path.join(aside, _MEMORY), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def is_snapshot(path: str) -> bool:
+    """Whether the directory ``path`` looks like one, whole or not."""
+    return os.path.isdir(path) and os.path.isfile(os.path.join(path, _STATE))
+
+
+def remove(path: str) -> None:
+    """Remove a snapshot, damaged or not. Raises BadSnapshot for what is none, FileTrouble."""
+    if not is_snapshot(path):
+        raise BadSnapshot(f"{path} is no snapshot")
+    remove_directory(path, _FILES)
+    if is_snapshot(path):
+        raise FileTrouble(f"{path} cannot be removed")
+
+
+def _write(
+    aside: str, ram: GuestMemory, state: Any, about: dict[str, Any], progress: Progress | None
+) -> None:
+    encoded = encode(state)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(os.path.join(aside, _MEMORY), flags, 0o600)
     try:
-        extents = save_pages(ram, fd)
+        extents = save_pages(ram, fd, progress)
+        os.fchmod(fd, 0o400)  # running VMs map it
         os.fsync(fd)
+        head = {"format": FORMAT, **about, "memory": ram.size, "extents": extents}
+        text = _text({**head, "state": encoded})
+        digest = sha256(text).hexdigest()
+        write_file(os.path.join(aside, _STATE), text)
+        write_file(os.path.join(aside, _CHECKSUM), f"{digest}  {_STATE}\n".encode())
+        stamp(aside, fd, digest)
     finally:
         os.close(fd)
-    head = {"format": FORMAT, **about, "memory": ram.size, "extents": extents}
-    text = _text({**head, "state": encode(state)})
-    for name, data in (
-        (_STATE, text),
-        (_CHECKSUM, f"{sha256(text).hexdigest()}  {_STATE}\n".encode()),
-    ):
-        with open(os.path.join(aside, name), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    _sync_directory(aside)
 
 
 def _text(head: dict[str, Any]) -> bytes:
     """JSON for people: indented, but for the extents, three numbers that go together."""
+    from json import dumps
+
     extents = head.pop("extents")
     lines = ",\n  ".join(dumps(extent) for extent in extents)
     text = dumps({**head, "extents": []}, indent=1)
     return text.replace('"extents": []', f'"extents": [\n  {lines}\n ]', 1).encode()
-
-
-def _put(aside: str, path: str) -> None:
-    """Rename; an older snapshot moves away first, since a directory replaces only empty ones."""
-    old = f"{aside}.old"
-    had = os.path.lexists(path)
-    if had:
-        os.rename(path, old)
-    try:
-        os.rename(aside, path)
-    except OSError:
-        if had:
-            os.rename(old, path)
-        raise
-    _sync_directory(os.path.dirname(path))
-    if had:
-        _remove(old)
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(path: str) -> None:
-    for name in (_STATE, _MEMORY, _CHECKSUM):
-        try:
-            os.unlink(os.path.join(path, name))
-        except OSError:
-            pass
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass
 
 
 def _read(path: str, most: int) -> bytes:
@@ -232,27 +217,26 @@ def _read(path: str, most: int) -> bytes:
 
 
 def _head(head: Any, path: str) -> dict[str, Any]:
-    if not isinstance(head, dict) or not isinstance(head.get("format"), int):
+    if not isinstance(head, dict) or type(head.get("format")) is not int:
         raise BadSnapshot(f"{path} is no snapshot of kvmkit")
     if head["format"] != FORMAT:
         raise BadSnapshot(
             f"{path} has format {head['format']}, this kvmkit reads format {FORMAT}",
             "use the kvmkit that saved it, or take a new snapshot",
         )
-    kinds = {"memory": int, "extents": list, "config": dict, "state": dict}
-    for name, kind in kinds.items():
+    for name, kind in _PARTS.items():
         if not isinstance(head.get(name), kind):
             raise BadSnapshot(f"{path}: {_STATE} lacks {name}")
+    for place, shapes in ((head, _HEAD), (head["config"], _CONFIG)):
+        for name, annotation in shapes.items():
+            value = place.get(name)
+            if not fits(tuple(value) if isinstance(value, list) else value, annotation):
+                raise BadSnapshot(f"{path}: {_STATE}: {name} is not {annotation}")
+            if isinstance(value, str) and "\0" in value:
+                raise BadSnapshot(f"{path}: {_STATE}: {name} holds a zero byte")
+    if not 1 <= head["config"]["cpus"] <= _CPUS_MAX:
+        raise BadSnapshot(f"{path}: {_STATE}: {head['config']['cpus']} CPUs")
     return head
-
-
-def _extents(listed: list[Any]) -> list[Extent]:
-    extents: list[Extent] = []
-    for entry in listed:
-        if not (isinstance(entry, list) and len(entry) == 3 and all(type(n) is int for n in entry)):
-            raise BadSnapshot("an extent of the memory is not three numbers")
-        extents.append((entry[0], entry[1], entry[2]))
-    return extents
 
 
 def _trouble(path: str, error: OSError) -> KvmkitError:

@@ -14,7 +14,7 @@ from kvmkit.errors import BadSnapshot, FileTrouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from kvmkit.board.memory import GuestMemory
 
@@ -26,11 +26,16 @@ Extent = tuple[int, int, int]
 GRAIN = 64 << 10
 """Zeroes are left out in pieces of this size."""
 
+PIECE = 256 << 10
+"""Memory is checked in pieces that stay in the processor's cache."""
+
 EXTENT_MAX = 16 << 20
 _ZEROES = bytes(GRAIN)
 
 
-def save_pages(ram: GuestMemory, fd: int) -> list[Extent]:
+def save_pages(
+    ram: GuestMemory, fd: int, progress: Callable[[str], None] | None = None
+) -> list[Extent]:
     """Write the guest's memory to the empty file ``fd``, and say what is where.
 
     Raises FileTrouble when the file cannot take it.
@@ -41,6 +46,7 @@ def save_pages(ram: GuestMemory, fd: int) -> list[Extent]:
         os.ftruncate(fd, ram.size)
         done_to = 0
         for offset, length in ram.extents():
+            _tell(progress, "saving the memory", offset, ram.size)
             for at in range(max(offset - offset % GRAIN, done_to), offset + length, GRAIN):
                 done_to = at + GRAIN
                 piece = ram.at_offset(at, min(GRAIN, ram.size - at))
@@ -56,32 +62,42 @@ def save_pages(ram: GuestMemory, fd: int) -> list[Extent]:
                 size += len(piece)
                 check = crc32(piece, check)
     except OSError as error:
-        raise FileTrouble(f"the snapshot's memory cannot be written: {error.strerror}") from None
+        raise FileTrouble(f"the memory cannot be written: {error.strerror}") from None
     if size:
         extents.append((start, size, check))
     return extents
 
 
-def check_pages(fd: int, size: int, extents: Iterable[Extent]) -> None:
+def check_pages(
+    fd: int,
+    size: int,
+    extents: Iterable[Extent],
+    progress: Callable[[str], None] | None = None,
+) -> None:
     """Raise BadSnapshot unless the file holds just what ``extents`` says."""
     if os.fstat(fd).st_size != size:
-        raise BadSnapshot(f"the snapshot's memory is {os.fstat(fd).st_size} bytes, not {size}")
+        raise BadSnapshot(f"the memory is {os.fstat(fd).st_size} bytes, not {size}")
     end = 0
     for offset, length, check in extents:
         if offset < end or length <= 0 or offset + length > size:
-            raise BadSnapshot(f"the snapshot's memory has no {length} bytes at {offset:#x}")
+            raise BadSnapshot(f"an extent of the memory cannot be: {offset}, {length}")
         _only_zeroes(fd, end, offset)
+        _tell(progress, "checking the memory", offset, size)
         found = 0
-        for at in range(offset, offset + length, GRAIN):
-            piece = os.pread(fd, min(GRAIN, offset + length - at), at)
-            found = crc32(piece, found)
+        for at in range(offset, offset + length, PIECE):
+            found = crc32(os.pread(fd, min(PIECE, offset + length - at), at), found)
         if found != check:
             raise BadSnapshot(
-                f"the snapshot's memory is damaged at {offset:#x}",
+                f"the memory is damaged at {offset:#x}",
                 "it does not hold what was saved; take a new snapshot",
             )
         end = offset + length
     _only_zeroes(fd, end, size)
+
+
+def _tell(progress: Callable[[str], None] | None, what: str, done: int, size: int) -> None:
+    if progress is not None:
+        progress(f"{what}: {100 * done // size} %")
 
 
 def _only_zeroes(fd: int, start: int, end: int) -> None:
@@ -95,5 +111,5 @@ def _only_zeroes(fd: int, start: int, end: int) -> None:
             return
         piece = os.pread(fd, min(GRAIN, end - start), start)
         if piece.strip(b"\0"):
-            raise BadSnapshot(f"the snapshot's memory is damaged at {start:#x}")
+            raise BadSnapshot(f"the memory is damaged at {start:#x}")
         start += len(piece) or end
