@@ -27,18 +27,17 @@ CHUNKS = 64
 COUNTER = 0x6F0
 
 # What random bytes rarely form, to be followed by random operands.
-SEEDS = tuple(
-    bytes.fromhex(text)
-    for text in (
-        "0f00 0f01 0f02 0f03 0f05 0f06 0f07 0f08 0f09 0f0b 0f0d 0f18 0f1e 0f1f 0f20 0f21 0f22 0f23 "
-        "0f30 0f31 0f32 0f33 0f34 0f35 0f37 0fa0 0fa1 0fa2 0fa8 0fa9 0faa 0fae 0fb2 0fb4 0fb5 0fc7 "
-        "0f38 0f3a 660f38 660f3a f20f38 f30f38 f20f f30f 660f 0f10 0fc0 0fb0 0fb1 0fa4 0fac 0fba "
-        "c8 ca cb cc cd ce cf 9a ea ff d8 d9 da db dc dd de df 6c 6d 6e 6f e4 e5 e6 e7 ec ed ee ef "
-        "f3a4 f3a5 f3aa f3a6 f2ae f36c f36e 8e 8c c4 c5 62 8f 0f0f 9b 9d 9c 07 17 1f 63 f0 64 65 "
-        "f4 fa fb e0 e1 e2 e3 eb 66 67 48 6648 f390 0fff 0fb9 d6 f1 f00fc7 f0480fc7 0f01d0 0f01f8 "
-        "0f01f9 0f01c1 0f01c8 0f01ca 0f01cb 0f01d1 0f01d8 0f01df 0f00d8 0f0018 0f0110 0f0118 0f0130"
-    ).split()
+_HEX = (
+    "0f00 0f01 0f02 0f03 0f05 0f06 0f07 0f08 0f09 0f0b 0f0d 0f18 0f1e 0f1f 0f20 0f21 0f22 "
+    "0f23 0f30 0f31 0f32 0f33 0f34 0f35 0f37 0fa0 0fa1 0fa2 0fa8 0fa9 0faa 0fae 0fb2 0fb4 "
+    "0fb5 0fc7 0f38 0f3a 660f38 660f3a f20f38 f30f38 f20f f30f 660f 0f10 0fc0 0fb0 0fb1 "
+    "0fa4 0fac 0fba c8 ca cb cc cd ce cf 9a ea ff d8 d9 da db dc dd de df 6c 6d 6e 6f e4 e5 "
+    "e6 e7 ec ed ee ef f3a4 f3a5 f3aa f3a6 f2ae f36c f36e 8e 8c c4 c5 62 8f 0f0f 9b 9d 9c "
+    "07 17 1f 63 f0 64 65 f4 fa fb e0 e1 e2 e3 eb 66 67 48 6648 f390 0fff 0fb9 d6 f1 f00fc7 "
+    "f0480fc7 0f01d0 0f01f8 0f01f9 0f01c1 0f01c8 0f01ca 0f01cb 0f01d1 0f01d8 0f01df 0f00d8 "
+    "0f0018 0f0110 0f0118 0f0130 "
 )
+SEEDS = tuple(bytes.fromhex(text) for text in _HEX.split())
 
 
 class _Bus:
@@ -109,7 +108,7 @@ class Fuzz(lib.Guest):
             for vector in range(32):
                 gate = pack("<HHHH", lib.HANDLERS, lib.CODE32, 0xEE00, 0)
                 self.write(lib.IDT + 8 * vector, gate)
-        return self.ram[: 0x100000], replace(state, rip=lib.HANDLERS)
+        return self.ram[:0x100000], replace(state, rip=lib.HANDLERS)
 
     def _code(self) -> bytes:
         rng, code = self.rng, bytearray()
@@ -136,7 +135,9 @@ class Fuzz(lib.Guest):
         self.guarded[GUARD + AREA : GUARD + AREA + CHUNK * CHUNKS] = self._code()
         self.guarded[GUARD + COUNTER] = rng.randrange(CHUNKS)
         self.engine.core.invalidate(0, lib.RAM_SIZE)
-        gprs = tuple(rng.choice((rng.getrandbits(64), rng.getrandbits(22), AREA)) for _ in range(16))
+        gprs = tuple(
+            rng.choice((rng.getrandbits(64), rng.getrandbits(22), AREA)) for _ in range(16)
+        )
         state = replace(state, gprs=gprs)
         self.restore(state)
         if len(self.engine.vcpus) > 1 and rng.random() < 0.3:

@@ -22,9 +22,10 @@ from kvmkit.frozen import replace
 from tests.engine.soft.asm import assemble
 
 __all__ = [
-    "CODE", "CODE32", "CODE64", "DATA", "DATA_SEGMENT", "DONE", "GDT", "HANDLERS", "IDT", "IST_STACK",
-    "PAGE_TABLE", "RAM_SIZE", "STACK", "TABLES", "TSS", "USER_CODE", "USER_DATA", "Bus", "Fault", "Guest", "booted",
-    "guest", "long_mode", "page_entry", "protected_mode", "real_mode", "set_gate",
+    "CODE", "CODE32", "CODE64", "DATA", "DATA_SEGMENT", "DONE", "GDT", "HANDLERS", "IDT",
+    "IST_STACK", "PAGE_TABLE", "RAM_SIZE", "STACK", "TABLES", "TSS", "USER_CODE", "USER_DATA",
+    "Bus", "Fault", "Guest", "booted", "guest", "long_mode", "page_entry", "protected_mode",
+    "real_mode", "set_gate",
 ]  # fmt: skip
 
 RAM_SIZE = 8 << 20

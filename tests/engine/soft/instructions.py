@@ -36,16 +36,17 @@ def _arithmetic() -> list[Case]:
         cases += [(f"{half}lock {op} {m}, {b}", ALL) for op in ("add", "xadd", "cmpxchg", "sbb")]
         cases += [(f"xchg {m}, {b}", ALL), (f"cmp {a}, {m}; sete cl; setl dl; setbe bl", ALL)]
     cases += [(f"{op} {a}, {b}", ALL) for op in ("movsx", "movzx")
-              for a, b in (("ax", "bl"), ("eax", "bl"), ("rax", "bl"), ("eax", "bx"), ("rax", "bx"))]
+              for a, b in (("ax", "bl"), ("eax", "bl"), ("rax", "bl"), ("eax", "bx"),
+                           ("rax", "bx"))]  # fmt: skip
     cases += [(s, ALL) for s in (
         "movsxd rax, ebx", "cbw", "cwde", "cdqe", "cwd", "cdq", "cqo", "bswap eax", "bswap rax",
         "lea eax, [rbx + 4*rcx - 9]", "lea rax, [ebx + 8*edx + 7]", "lahf", "sahf", "cmc", "stc",
-        "clc", "xlatb", "mov ah, bl", "mov bl, dh", "add ah, bh", "adc dh, ch",
+        "clc", "mov ah, bl", "mov bl, dh", "add ah, bh", "adc dh, ch",
         "push rax; push bx; pop cx; pop rdx", "enter 32, 0; leave", "push -3; pop rbx",
         "cmpxchg8b [$M]", "lock cmpxchg8b [$M]",
         "mov eax, [$M]; mov edx, [$M+4]; cmpxchg8b [$M]",
         "xchg rax, rbx", "xchg eax, ebx", "xchg al, bh", "jrcxz 1f; inc rax; 1:", "nop",
-    ) if s != "xlatb"]  # fmt: skip
+    )]  # fmt: skip
     cases += [(f"cmov{c} rax, rbx; cmov{c} ecx, edx; cmov{c} si, di", ALL)
               for c in ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge",
                         "le", "g")]  # fmt: skip
@@ -185,9 +186,15 @@ _SSE2 = _sse(
     "lea rdi, [$M]; maskmovdqu xmm0, xmm1; xor edi, edi",
 )  # fmt: skip
 
+_MMX_OPS = (
+    "paddb paddw paddd paddq psubb psubw psubd psubq paddsb paddusw psubsw pmullw pmulhw "
+    "pmulhuw pmaddwd pmuludq pavgb pminub pmaxsw psadbw pand pandn por pxor pcmpeqb pcmpgtw "
+    "packsswb packuswb packssdw punpcklbw punpckhwd punpckldq psllw psrlq psrad "
+)
+
 _MMX = [
     (f"movq mm0, [$M]; movq mm1, [$M+8]; {op} mm0, mm1; movq [$M], mm0; emms", ALL)
-    for op in ["paddb", "paddw", "paddd", "paddq", "psubb", "psubw", "psubd", "psubq", "paddsb", "paddusw", "psubsw", "pmullw", "pmulhw", "pmulhuw", "pmaddwd", "pmuludq", "pavgb", "pminub", "pmaxsw", "psadbw", "pand", "pandn", "por", "pxor", "pcmpeqb", "pcmpgtw", "packsswb", "packuswb", "packssdw", "punpcklbw", "punpckhwd", "punpckldq", "psllw", "psrlq", "psrad"]
+    for op in _MMX_OPS.split()
 ] + _convert(
     "movq mm0, [$M]; pshufw mm1, mm0, 0x1b; movq [$M], mm1; emms",
     "movq mm0, [$M]; pmovmskb eax, mm0; emms", "movd mm0, ebx; movd ecx, mm0; emms",
@@ -279,7 +286,8 @@ GROUPS: dict[str, list[Case]] = {
     "movbe": _convert("movbe ax, [$M]", "movbe eax, [$M]", "movbe rax, [$M]", "movbe [$M], bx",
                       "movbe [$M], ebx", "movbe [$M], rbx"),
     "popcnt": _convert("popcnt ax, bx", "popcnt eax, ebx", "popcnt rax, [$M]"),
-    "abm": [(f"lzcnt {a}, {b}", CF | ZF) for a, b in (("ax", "bx"), ("eax", "ebx"), ("rax", "rbx"))],
+    "abm": [(f"lzcnt {a}, {b}", CF | ZF)
+            for a, b in (("ax", "bx"), ("eax", "ebx"), ("rax", "rbx"))],
     "adx": [(f"{op} {a}, {b}", ALL) for op in ("adcx", "adox")
             for a, b in (("eax", "ebx"), ("rax", "rbx"), ("rax", "[$M]"))],
     "mmx": _MMX,

@@ -28,15 +28,17 @@ MXCSR = 208
 AREA = 0x200000  # where a guest has its code and then its records
 REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9")
 
+# fmt: off
 INTEGERS = (0, 1, 2, 3, 7, 8, 31, 32, 63, 64, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF,
-            0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF)  # fmt: skip
+            0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF)
 SINGLES = (0x00000000, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00001,
            0x7F800001, 0x00000001, 0x80400000, 0x4F000000, 0xCF000000, 0x3F000000, 0x40490FDB,
-           0x7F7FFFFF, 0x5F000000)  # fmt: skip
+           0x7F7FFFFF, 0x5F000000)
 DOUBLES = (0x0000000000000000, 0x8000000000000000, 0x3FF0000000000000, 0xBFF8000000000000,
            0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000001, 0x7FF0000000000001,
            0x0000000000000001, 0x41E0000000000000, 0xC1E0000000000000, 0x43E0000000000000,
-           0x400921FB54442D18, 0x7FEFFFFFFFFFFFFF, 0x3FE0000000000000, 0x4004000000000000)  # fmt: skip
+           0x400921FB54442D18, 0x7FEFFFFFFFFFFFFF, 0x3FE0000000000000, 0x4004000000000000)
+# fmt: on
 
 # Kinds of operands (_bytes): x87 without signalling NaNs, which Unicorn does not quiet
 # when it loads them; string comparisons with text.
@@ -74,7 +76,12 @@ def _program(sources: list[str]) -> str:
         for i in range(len(sources))
     )
     bodies = "\n".join(f"f{i}:{_function(source)}" for i, source in enumerate(sources))
-    return f"push rbp; push r14; push rbx; mov rbp, rdi\n{calls}\npop rbx; pop r14; pop rbp; ret\n{bodies}"
+    return f"""
+        push rbp; push r14; push rbx; mov rbp, rdi
+        {calls}
+        pop rbx; pop r14; pop rbp; ret
+        {bodies}
+    """
 
 
 def _integer(rng: random.Random) -> int:
@@ -152,7 +159,8 @@ def _difference(native: bytes, soft: bytes, mask: int) -> list[str]:
     for i, at in enumerate(range(80, MXCSR, 16)):
         a16, b16 = native[at : at + 16], soft[at : at + 16]
         if a16 != b16 and not (i < 4 and _same_numbers(a16, b16)):
-            found.append(f"{f'xmm{i}' if i < 4 else f'[{at - MEMORY}]'} {a16.hex()} but {b16.hex()}")
+            where = f"xmm{i}" if i < 4 else f"[{at - MEMORY}]"
+            found.append(f"{where} {a16.hex()} but {b16.hex()}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Interrupts on the software CPU, with our own local APICs (Intel SDM vol. 3, chapters 6 and 11)."""
+"""Interrupts on the software CPU, with our own local APICs (Intel SDM vol. 3, 6 and 11)."""
 
 from __future__ import annotations
 

@@ -25,13 +25,14 @@ def rdmsr_fault(index: int, *, chips: bool = False) -> bool:
 
 def wrmsr_fault(index: int, value: int, *, chips: bool = False) -> bool:
     """Whether WRMSR of a value is #GP."""
-    source = f"mov ecx, {index}; mov eax, {value & 0xFFFFFFFF}; mov edx, {value >> 32}; wrmsr; {END}"
-    with booted(source, chips=chips) as g:
+    load = f"mov ecx, {index}; mov eax, {value & 0xFFFFFFFF}; mov edx, {value >> 32}"
+    with booted(f"{load}; wrmsr; {END}", chips=chips) as g:
         g.run()
         return g.fault is not None and (g.fault.vector, g.fault.error) == (13, 0)
 
 
-@pytest.mark.parametrize("index", [0x0, 0x9, 0x8C, 0x400, 0x5000, 0xC0000105, 0xC0010000, 0xFFFFFFFF])
+@pytest.mark.parametrize("index", [0x0, 0x9, 0x8C, 0x400, 0x5000, 0xC0000105, 0xC0010000,
+                                   0xFFFFFFFF])  # fmt: skip
 def test_unknown_register(index: int) -> None:
     """RDMSR and WRMSR of a register that is not there are #GP(0)."""
     assert rdmsr_fault(index)
@@ -117,7 +118,8 @@ def test_cpuid_of_each_cpu() -> None:
 
 def test_cpuid_zeroes_upper_halves() -> None:
     """CPUID writes 32-bit registers: the upper halves become 0."""
-    with booted(f"mov rax, -1; mov rbx, rax; mov rcx, rax; mov rdx, rax; inc eax; cpuid; {END}") as g:
+    ones = "mov rax, -1; mov rbx, rax; mov rcx, rax; mov rdx, rax"
+    with booted(f"{ones}; inc eax; cpuid; {END}") as g:
         g.run()
         state = g.state()
         assert max(state.rax, state.rbx, state.rcx, state.rdx) < 1 << 32

@@ -146,8 +146,13 @@ def test_pause_before_start() -> None:
 def test_stop_inside_io() -> None:
     """A pause that comes while the bus works waits for it; the OUT is done once."""
     with booted(f"mov ecx, 200\n1: out 0x10, al; dec ecx; jnz 1b; {END}") as g:
-        g.bus.on_write[0x10] = lambda value: (time.sleep(0.0005), seen.append(value))[1]
         seen: list[int] = []
+
+        def device(value: int) -> None:
+            time.sleep(0.0005)
+            seen.append(value)
+
+        g.bus.on_write[0x10] = device
         hammer(g, seconds=0.3)
         g.resume()
         g.wait()
