@@ -159,9 +159,7 @@ def save(
     try:
         put_directory(path, _FILES, lambda aside: _write(aside, ram, state, about, progress))
     except OSError as error:
-        if isinstance(error, KvmkitError):
-            raise
-        raise _trouble(path, error) from None
+        raise FileTrouble(f"{path} cannot be written: {error.strerror}") from None
 
 
 def is_snapshot(path: str) -> bool:
