@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kvmkit.board.config import BoardConfig
     from kvmkit.board.interrupts import Chips
     from kvmkit.boot.plan import BootPlan
+    from kvmkit.devices.pci_device import PciDevice
     from kvmkit.engine.engine import Bus, CpuEnd, Engine
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.pci import VirtioPci
@@ -96,6 +97,7 @@ class Board:
         """Everything with a state record, by name, in the order of reset."""
         self.virtio: list[VirtioDevice] = []
         """The virtio devices, in the order in which they were added."""
+        self._extras: list[Any] = []  # to be closed at the end
         self.warnings: deque[str] = deque(maxlen=_WARNINGS)
         """The last lines of :meth:`warn`."""
         self.warning_listeners: list[Callable[[str], None]] = []
@@ -210,9 +212,26 @@ class Board:
 
         function = VirtioPci(device, BoardHost(self), self.chips.msi, packed=packed)
         self.pci.bus.add(function, slot)
+        if hasattr(self.engine, "ioeventfd") and device.queue_sizes:
+            from kvmkit.board.devices import KernelNotify
+
+            notify = KernelNotify(self, function)
+            self._extras.append(notify)
+            self.pci.follow(function, notify.moved)
         self.pci.assign()
         self.virtio.append(device)
+        self._extras.append(device)
         return function
+
+    def add_pci(self, device: PciDevice, *, slot: int | None = None) -> None:
+        """Plug a device of one's own into PCI ``slot``, or the first free one; before
+        :meth:`start`. Raises UsageError when there is no free slot."""
+        from kvmkit.board.devices import BoardHost
+
+        device.attach(BoardHost(self), self.chips.msi)
+        self.pci.bus.add(device, slot)
+        self.pci.assign()
+        self._extras.append(device)
 
     def warn(self, text: str) -> None:
         """Note one line about what the guest did wrong, for whoever asks; from any thread."""
@@ -410,8 +429,8 @@ class Board:
             if bus is not None:
                 bus.hurry = True
             self.engine.close()
-            for device in getattr(self, "virtio", ()):
-                device.close()
+            for extra in getattr(self, "_extras", ()):
+                extra.close()
             if self.memory is not None:
                 serial = getattr(self, "serial", None)
                 if serial is not None:

@@ -161,6 +161,11 @@ class BoardBus:
         """Undo :meth:`freeze`."""
         self._frozen = False
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nobody answers now."""
+        return self._frozen
+
     # The engine's side
 
     def port_read(self, port: int, size: int) -> int:

@@ -8,6 +8,7 @@ from kvmkit.devices.pci import INTX_LINES, PciBus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from kvmkit.board.bus import BoardBus
@@ -29,6 +30,7 @@ class PciRoot:
     def __init__(self, bus: BoardBus, chips: Chips) -> None:
         self._board_bus = bus
         self._mapped: dict[tuple[PciFunction, int], int] = {}
+        self._followers: dict[PciFunction, Callable[[int, int | None], None]] = {}
         lines = [chips.line(layout.GSI_PCI + number) for number in range(INTX_LINES)]
         self.bus = PciBus(
             self._map_bar,
@@ -47,6 +49,11 @@ class PciRoot:
 
             assign_bars(self.bus, memory32=_WINDOW_32, memory64=_WINDOW_64, io=_WINDOW_IO)
 
+    def follow(self, function: PciFunction, moved: Callable[[int, int | None], None]) -> None:
+        """Call ``moved(bar, address)`` whenever a BAR of ``function`` is mapped somewhere, or
+        (None) no longer."""
+        self._followers[function] = moved
+
     def _map_bar(self, function: PciFunction, index: int, address: int | None) -> None:
         bar = function.bars[index]
         if bar is None:
@@ -58,6 +65,9 @@ class PciRoot:
                 self._board_bus.unmap_ports(before, bar.size, sizes=_PORT_SIZES)
             else:
                 self._board_bus.unmap_memory(before)
+        moved = self._followers.get(function)
+        if before is not None and moved is not None:
+            moved(index, None)
         if address is None:
             return
         try:
@@ -68,3 +78,5 @@ class PciRoot:
         except BusOverlap:  # the guest put it over something: it stays out of reach
             return
         self._mapped[function, index] = address
+        if moved is not None:
+            moved(index, address)
