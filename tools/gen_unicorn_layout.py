@@ -64,6 +64,9 @@ MEMBERS = [
       ("pc", "cs_base", "flags", "size", "cflags", "page_addr")),
     ("TB_CODE", "TranslationBlock", "tc.ptr"),
     ("TCG_CPU_ENV", "TCGContext", "cpu_env"),
+    ("TCG_NB_TEMPS", "TCGContext", "nb_temps"),
+    ("DB_IS_JMP", "DisasContextBase", "is_jmp"),
+    ("OPS_TRANSLATE_INSN", "TranslatorOps", "translate_insn"),
     ("MR_PERMS", "MemoryRegion", "perms"),
     ("MR_PRIORITY", "MemoryRegion", "priority"),
     ("MR_RAM", "MemoryRegion", "ram"),
@@ -75,6 +78,7 @@ SIZES = [
     ("SIZEOF_TLBE", "CPUTLBEntry"), ("SIZEOF_IOTLBE", "CPUIOTLBEntry"),
     ("SIZEOF_SEG", "SegmentCache"), ("SIZEOF_ZMM", "ZMMReg"), ("SIZEOF_FPREG", "FPReg"),
     ("SIZEOF_MR", "MemoryRegion"), ("SIZEOF_JMP_BUF", "sigjmp_buf"),
+    ("SIZEOF_OPS", "TranslatorOps"),
     ("SIZEOF_FEATURE_WORD", "((CPUX86State *)0)->features[0]"),
 ]  # fmt: skip
 
@@ -90,7 +94,7 @@ CONSTANTS = [
     "FEAT_1_EDX", "FEAT_1_ECX", "FEAT_7_0_EBX", "FEAT_7_0_ECX", "FEAT_8000_0001_EDX",
     "FEAT_8000_0001_ECX", "FEATURE_WORDS", "TB_EXIT_REQUESTED", "CF_PARALLEL",
     "INDEX_op_ld_i32", "INDEX_op_insn_start", "INDEX_op_set_label", "TCG_TYPE_I32",
-    "TCG_COND_LT",
+    "TCG_COND_LT", "TCG_MAX_TEMPS", "DISAS_NEXT", "DISAS_TOO_MANY",
 ]  # fmt: skip
 
 
@@ -111,7 +115,7 @@ def main() -> int:
         known = CONSTANTS
         lines = [
             '#include "qemu/osdep.h"', '#include "cpu.h"', '#include "exec/exec-all.h"',
-            '#include "tcg/tcg.h"', '#include "exec/memory.h"', '#include "exec/cputlb.h"',
+            '#include "tcg/tcg.h"', '#include "exec/translator.h"', '#include "exec/memory.h"', '#include "exec/cputlb.h"',
             '#include "uc_priv.h"', "#include <stdio.h>", "int main(void) {",
         ]  # fmt: skip
         for name, struct, member in MEMBERS:

@@ -63,6 +63,35 @@ __attribute__((noreturn)) void __wrap_abort(void)
     cpu_loop_exit_x86_64(cpu);
 }
 
+/* Some instructions leave TCG temporaries behind until the block ends, and the table of them has
+ * a fixed size that nothing checks: 500 x87 instructions in a row wrote past it. End the block
+ * when it is nearly full; no instruction takes more than a few dozen. */
+#define TEMPS_SPARE 96
+
+extern void __real_translator_loop_x86_64(const void *ops, void *base, void *cpu, void *tb,
+                                          int max_insns);
+
+typedef void translate_insn(void *base, void *cpu);
+static translate_insn *real_translate_insn;
+
+static void translate_and_count(void *base, void *cpu)
+{
+    real_translate_insn(base, cpu);
+    if (FIELD(int, base, DB_IS_JMP) == K_DISAS_NEXT &&
+        FIELD(int, M->tcg, TCG_NB_TEMPS) > K_TCG_MAX_TEMPS - TEMPS_SPARE)
+        FIELD(int, base, DB_IS_JMP) = K_DISAS_TOO_MANY;
+}
+
+void __wrap_translator_loop_x86_64(const void *ops, void *base, void *cpu, void *tb, int max_insns)
+{
+    _Alignas(void *) uint8_t ours[SIZEOF_OPS];
+
+    memcpy(ours, ops, sizeof ours);
+    real_translate_insn = FIELD(translate_insn *, ops, OPS_TRANSLATE_INSN);
+    FIELD(translate_insn *, ours, OPS_TRANSLATE_INSN) = translate_and_count;
+    __real_translator_loop_x86_64(ours, base, cpu, tb, max_insns);
+}
+
 /* LTR of a null selector faults (SDM vol. 2A); Unicorn loads it and gives up when it needs a TSS. */
 extern void __real_helper_ltr_x86_64(void *env, int selector);
 

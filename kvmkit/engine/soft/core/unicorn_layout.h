@@ -122,6 +122,9 @@
 #define TB_PAGE_ADDR 0x48
 #define TB_CODE 0x20
 #define TCG_CPU_ENV 0x98f0
+#define TCG_NB_TEMPS 0x30
+#define DB_IS_JMP 0x18
+#define OPS_TRANSLATE_INSN 0x20
 #define MR_PERMS 0x88
 #define MR_PRIORITY 0x5c
 #define MR_RAM 0x0
@@ -137,6 +140,7 @@
 #define SIZEOF_FPREG 0x10
 #define SIZEOF_MR 0xa0
 #define SIZEOF_JMP_BUF 0xc8
+#define SIZEOF_OPS 0x38
 #define SIZEOF_FEATURE_WORD 0x8
 #define K_NB_MMU_MODES 0x3
 #define K_CPU_TLB_ENTRY_BITS 0x6
@@ -191,4 +195,7 @@
 #define K_INDEX_op_set_label 0x1
 #define K_TCG_TYPE_I32 0x0
 #define K_TCG_COND_LT 0x2
+#define K_TCG_MAX_TEMPS 0x200
+#define K_DISAS_NEXT 0x0
+#define K_DISAS_TOO_MANY 0x1
 #endif
