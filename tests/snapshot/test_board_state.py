@@ -169,7 +169,7 @@ def numbers_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where in encoded JSON the numbers are."""
     if isinstance(value, bool) or value is None:
         return []
-    if isinstance(value, int) or isinstance(value, str) and value.startswith(("0x", "-0x")):
+    if isinstance(value, int) or (isinstance(value, str) and value.startswith(("0x", "-0x"))):
         return [path]
     items: Any = value.items() if isinstance(value, dict) else enumerate(value)
     if isinstance(value, str):
