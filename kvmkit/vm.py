@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmkit.board.power import Ending
     from kvmkit.boot.image import KernelImage
     from kvmkit.boot.plan import BootPlan
+    from kvmkit.devices.pci_device import PciDevice
     from kvmkit.engine.engine import Engine
     from kvmkit.snapshot.format import Snapshot
     from kvmkit.virtio.device import VirtioDevice
@@ -121,7 +122,7 @@ class VM(View):
         self._kernel_log = kernel_log
         self._log_fd = -1
         self._board: Board | None = None
-        self._devices: list[tuple[VirtioDevice, dict[str, Any]]] = []
+        self._devices: list[tuple[VirtioDevice | PciDevice, dict[str, Any]]] = []
         self._listeners: list[Callable[[Ending], None]] = []
         self._report_listeners: list[Callable[[str, str], None]] = []
         self._closed = False
@@ -151,7 +152,7 @@ class VM(View):
         self._board = board
         try:
             for device, options in self._devices:
-                board.add_virtio(device, **options)
+                board.add_device(device, **options)
             for listener in self._listeners:
                 board.power.on_end(listener)
             for report in self._report_listeners:
@@ -228,6 +229,14 @@ class VM(View):
         """Give the machine this device, which then belongs to it; before :meth:`start`.
 
         With ``packed``, its queues may be packed ones. Raises UsageError after the start.
+        """
+        self.add_device(device, packed=packed)
+
+    def add_device(self, device: VirtioDevice | PciDevice, **options: Any) -> None:
+        """Give the machine a PCI or virtio device of one's own (``docs/devices.md``).
+
+        ``options`` are those of the board's ``add_virtio`` and ``add_pci``. Raises
+        UsageError after the start.
         """
         if self._board is not None or self._closed:
             raise UsageError("devices are added before a VM starts")

@@ -233,6 +233,11 @@ class Board:
         self.pci.assign()
         self._extras.append(device)
 
+    def add_device(self, device: VirtioDevice | PciDevice, **options: Any) -> None:
+        """:meth:`add_virtio` or :meth:`add_pci`, as the device is."""
+        add: Any = self.add_virtio if hasattr(device, "queue_sizes") else self.add_pci
+        add(device, **options)
+
     def warn(self, text: str) -> None:
         """Note one line about what the guest did wrong, for whoever asks; from any thread."""
         self.warnings.append(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmkit.cli.options import Command, Option
-from kvmkit.cli.values import count, seconds, size
+from kvmkit.cli.values import count, device, seconds, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +47,13 @@ COMMAND = Command(
             "virtual CPUs (default: 1)",
             convert=count(1, MOST_CPUS),
             default=1,
+        ),
+        Option(
+            "--device",
+            "MODULE:CLASS[,ARGUMENT=VALUE...]",
+            "a device of your own, from a Python module\n(docs/devices.md); several are possible",
+            convert=device,
+            repeat=True,
         ),
         Option("--name", "NAME", "the VM's name"),
         Option(

@@ -88,7 +88,7 @@ class Stage:
         options = self._options
         more = {} if options["mem"] is None else {"memory": options["mem"]}
         command = self._command()
-        return VM(
+        vm = VM(
             find_kernel(options["kernel"], options.words, command is not None),
             initrd=self._initrds(command),
             cmdline=self._parameters(command),
@@ -102,6 +102,12 @@ class Stage:
             reboot=not options["no_reboot"],
             **more,
         )
+        if options["device"]:
+            from kvmkit.board.load_device import load_device
+
+            for name, arguments in options["device"]:
+                vm.add_device(load_device(name, arguments))
+        return vm
 
     def prepare(self, vm: VM) -> None:
         """Join what is to be joined before the start: a pipe waits until the guest is ready."""

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["count", "seconds", "size"]
+__all__ = ["count", "device", "seconds", "size"]
 
 _UNITS = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = "a size such as 512M or 4G (without a unit: MiB)"
@@ -43,6 +43,16 @@ def count(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def device(text: str) -> tuple[str, dict[str, str]]:
+    """``module:Class,argument=value,...`` as name and arguments; raises ValueError."""
+    name, *words = text.split(",")
+    pairs = [word.partition("=") for word in words]
+    module, colon, kind = name.partition(":")
+    if not (module and colon and kind) or not all(key and sep for key, sep, _ in pairs):
+        raise ValueError("module:Class, then ,argument=value as often as needed")
+    return name, {key: value for key, _, value in pairs}
 
 
 def seconds(text: str) -> float:
