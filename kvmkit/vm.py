@@ -240,7 +240,7 @@ class VM(View):
         """
         if self._board is not None or self._closed:
             raise UsageError("devices are added before a VM starts")
-        self._devices.append((device, {"packed": packed}))
+        self._devices.append((device, options))
 
     def wait(self, timeout: float | None = None) -> Ending | None:
         """Wait for the end, at most ``timeout`` seconds; None if it did not come."""
