@@ -115,7 +115,8 @@ def main() -> int:
         known = CONSTANTS
         lines = [
             '#include "qemu/osdep.h"', '#include "cpu.h"', '#include "exec/exec-all.h"',
-            '#include "tcg/tcg.h"', '#include "exec/translator.h"', '#include "exec/memory.h"', '#include "exec/cputlb.h"',
+            '#include "tcg/tcg.h"', '#include "exec/translator.h"',
+            '#include "exec/memory.h"', '#include "exec/cputlb.h"',
             '#include "uc_priv.h"', "#include <stdio.h>", "int main(void) {",
         ]  # fmt: skip
         for name, struct, member in MEMBERS:
