@@ -8,8 +8,9 @@ switched itself off or was ended by its user, 110 to 114 for one that failed,
 from __future__ import annotations
 
 import time
-from enum import Enum
 from threading import Condition
+
+from kvmkit.named import Named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["EndKind", "Ending", "Power"]
 
 
-class EndKind(Enum):
+class EndKind(Named):
     """Why a VM runs no longer."""
 
     POWERED_OFF = "powered off"

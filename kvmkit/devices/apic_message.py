@@ -7,9 +7,8 @@ names its destination, what to do there (the delivery mode) and the vector.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from kvmkit.frozen import Record
+from kvmkit.named import NamedInt
 
 __all__ = ["BROADCAST", "MODES", "ApicMessage", "DeliveryMode", "Shorthand"]
 
@@ -30,7 +29,7 @@ MSI_ASSERT = 1 << 14
 MSI_LEVEL = 1 << 15
 
 
-class DeliveryMode(IntEnum):
+class DeliveryMode(NamedInt):
     """What the destination does: bits 8-10 of ICR, LVT, redirection entry and MSI data."""
 
     FIXED = 0
@@ -47,7 +46,7 @@ MODES = tuple(DeliveryMode)
 """The delivery modes by number: cheaper than ``DeliveryMode(number)``."""
 
 
-class Shorthand(IntEnum):
+class Shorthand(NamedInt):
     """Bits 18-19 of the ICR: a destination that needs no address."""
 
     NONE = 0

@@ -10,9 +10,8 @@ byte 0xfe comes back with the status register's time-out bit, at once.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from kvmkit.frozen import Record
+from kvmkit.named import NamedInt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ RESEND: Final = 0xFE  # what the controller answers for a device that does not
 RAM_SIZE: Final = 32
 
 
-class Source(IntEnum):
+class Source(NamedInt):
     """Where the byte in the output buffer is from."""
 
     NONE = 0

@@ -7,12 +7,12 @@ section "PCI Express capability structure".
 
 from __future__ import annotations
 
-from enum import Enum
 from struct import pack
 
 from kvmkit.devices import pci_config as reg
 from kvmkit.devices.msix import Msix, MsixState, VectorChange
 from kvmkit.frozen import Record
+from kvmkit.named import Named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ EXPRESS_CONTROL_WRITABLE: Final = 0x7FFF
 EXPRESS_BODY_SIZE: Final = 0x3C - 2
 
 
-class BarKind(Enum):
+class BarKind(Named):
     """What a base address register maps."""
 
     IO = BAR_IO

@@ -12,9 +12,8 @@ state is read and written only before ``start`` and while paused.
 
 from __future__ import annotations
 
-from enum import Enum
-
 from kvmkit.frozen import Record
+from kvmkit.named import Named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Bus(Protocol):
     def memory_write(self, address: int, size: int, value: int) -> None: ...
 
 
-class CpuEndReason(Enum):
+class CpuEndReason(Named):
     """Why a vCPU can go no further."""
 
     TRIPLE_FAULT = "triple fault"
