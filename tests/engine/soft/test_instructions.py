@@ -209,9 +209,10 @@ def test_same_as_the_host(feature: str) -> None:
 @pytest.mark.parametrize(
     "instruction",
     ["fcmovu st, st(2)", "fstp st(1)", "fxch st(1)", "fadd st, st(3)", "fldz",
-     "fst qword ptr [rbx]", "pshufd xmm0, xmm1, 3", "palignr xmm1, xmm2, 3", "pinsrw xmm1, eax, 3", "bts [rbx], rax",
-     "lock cmpxchg [rbx], ecx", "rol byte ptr [rbx], cl", "rcl eax, cl", "shld eax, ebx, cl",
-     "cmovne eax, ebx", "crc32 eax, bl", "stosb", "movsb", "adcx eax, ecx", "push rax; pop rcx",
+     "fst qword ptr [rbx]", "pshufd xmm0, xmm1, 3", "palignr xmm1, xmm2, 3",
+     "pinsrw xmm1, eax, 3", "bts [rbx], rax", "lock cmpxchg [rbx], ecx",
+     "rol byte ptr [rbx], cl", "rcl eax, cl", "shld eax, ebx, cl", "cmovne eax, ebx",
+     "crc32 eax, bl", "stosb", "movsb", "adcx eax, ecx", "push rax; pop rcx",
      "pcmpistri xmm1, xmm2, 3", "aeskeygenassist xmm1, xmm2, 1", "div bl", "mov ds, edx"],
 )  # fmt: skip
 def test_long_run_of_one_instruction(instruction: str) -> None:
