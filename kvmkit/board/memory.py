@@ -172,6 +172,8 @@ class GuestMemory:
         view = self._view
         if view is None:
             raise GuestAddressError("the guest's memory has been closed")
+        if 0 <= address <= self.low_size - size and size >= 0:  # as offset() would find
+            return view[address : address + size]
         offset = self.offset(address, size)
         return view[offset : offset + size]
 
