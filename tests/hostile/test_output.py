@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -12,7 +15,7 @@ from kvmkit import VM
 from kvmkit.board.bus import BoardBus, TracingBus
 from kvmkit.board.console import BACKLOG
 from kvmkit.board.power import EndKind
-from tests.hostile.guests import ENGINES, FOREVER, POWER_OFF, kernel, need
+from tests.hostile.guests import ENGINES, FOREVER, POWER_OFF, kernel, need, out
 
 FLOOD = b"\x66\xba\xf8\x03\xb0A" + b"\xee" * 32 + b"\xeb" + bytes([256 - 34])
 STRINGS = (
@@ -109,3 +112,42 @@ def test_a_guest_that_is_ready_again_and_again_is_given_its_input_once() -> None
     for _ in range(3):
         stage._attach_pipe(vm)  # type: ignore[arg-type]
     assert attached == [7]
+
+
+@pytest.mark.parametrize("where", ["console", "kernel_log"])
+def test_full_disk_is_told(tmp_path: Path, where: Literal["console", "kernel_log"]) -> None:
+    """Output that could not be written is no success."""
+    port = 0x3F8 if where == "console" else 0x2F8
+    code = out(port, ord("x")) + out(port, ord("\n")) + POWER_OFF + FOREVER
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        vm = VM(kernel(tmp_path, code), engine="soft", memory="8M", **{where: full})  # type: ignore[arg-type]
+        ending = vm.run()
+    finally:
+        os.close(full)
+    assert ending.kind is EndKind.POWERED_OFF
+    assert vm.output_trouble == f"the {where.replace('_', ' ')}: No space left on device"
+
+
+def test_command_line_ends_with_123_on_a_full_disk(tmp_path: Path) -> None:
+    """One line on stderr, and the exit code of files that cannot be written."""
+    code = out(0x3F8, ord("x")) + POWER_OFF + FOREVER
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvmkit", "run", "--engine", "soft", "-m", "8M",
+             str(kernel(tmp_path, code))],
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 123
+    assert done.stderr.endswith("kvmkit: output was lost: the console: No space left on device\n")
+
+
+def test_reader_that_has_gone_is_no_full_disk(tmp_path: Path) -> None:
+    """A closed pipe is the reader's choice."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    vm = VM(kernel(tmp_path, out(0x3F8, 10) + POWER_OFF + FOREVER), engine="soft", memory="8M",
+            console=writer)  # fmt: skip
+    vm.run()
+    os.close(writer)
+    assert vm.output_trouble == ""
