@@ -127,6 +127,8 @@ class VM(View):
         self._report_listeners: list[Callable[[str, str], None]] = []
         self._closed = False
         self._last_log = b""
+        self.output_trouble = ""
+        """After :meth:`close`: which output of the guest could not be written, and why."""
         self._ending: Ending | None = None
 
     # Life
@@ -273,6 +275,7 @@ class VM(View):
             self._ending = board.power.ending
             board.close(patience)
             self._last_log = board.serial.console.log
+            self.output_trouble = board.serial.trouble
         self._let_go()
 
     def __enter__(self) -> Self:

@@ -65,6 +65,8 @@ class ConsoleOutput:
         self._calls: list[Callable[[bytes], object]] = []
         self._unsent = bytearray()  # for the calls, which run on the loop's thread
         self._full = False
+        self.trouble: OSError | None = None
+        """Why output was lost, a full disk for instance; known after :meth:`close`."""
         self._emitted = 0
         self._tick = host_clock.timer(self._on_tick)
         self._fresh = False
@@ -200,6 +202,7 @@ class ConsoleOutput:
         sinks, self._descriptors = self._descriptors, []
         for sink in sinks:
             sink.close(patience)
+            self.trouble = self.trouble or sink.trouble
         self._calls = []
 
 

@@ -14,6 +14,8 @@ from _thread import allocate_lock, get_ident
 from collections import deque
 from threading import Thread
 
+from kvmkit.threads import join
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +104,7 @@ class EventLoop:
         if self._woken or get_ident() == self._ident:
             return
         with self._lock:
-            if not self._closed and not self._woken:
+            if not self._closed and not self._woken and self._wake_fd >= 0:
                 self._woken = True
                 os.eventfd_write(self._wake_fd, 1)
 
@@ -134,7 +136,7 @@ class EventLoop:
         self.wake()
         thread = self._thread
         if thread is not None and not self.inside:
-            thread.join()
+            join(thread)
             self._thread = None
 
     def close(self) -> None:

@@ -93,6 +93,13 @@ class SerialPorts:
         self.console.close(patience)
         self.kernel_log.close(patience)
 
+    @property
+    def trouble(self) -> str:
+        """Which output could not be written, and why; "" if all was. After :meth:`close`."""
+        ends = (("the console", self.console), ("the kernel log", self.kernel_log))
+        lost = [f"{name}: {end.trouble.strerror}" for name, end in ends if end.trouble]
+        return ", ".join(lost)
+
     def _clogged(self, clogged: bool) -> None:
         self._clogs += 1 if clogged else -1
         self._bus.slow = bool(self._clogs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from errno import ECONNRESET, EIO, EPIPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DescriptorSink"]
 
+_GONE = frozenset({EPIPE, EIO, ECONNRESET})  # pipe, terminal, socket: its reader has gone
 _PIPE_BUF = 4096  # a pipe that polls writable takes this much at once (pipe(7))
 
 
 class DescriptorSink:
     """Output to ``descriptor``, which stays its owner's to close."""
 
-    __slots__ = ("_own", "_socket", "_step", "backlog", "broken", "fd", "waiting")
+    __slots__ = ("_own", "_socket", "_step", "backlog", "broken", "fd", "trouble", "waiting")
 
     def __init__(self, descriptor: int) -> None:
         self.fd = descriptor
@@ -33,6 +35,8 @@ class DescriptorSink:
         """What could not be written yet."""
         self.broken = False
         """Nobody reads any more; output is dropped."""
+        self.trouble: OSError | None = None
+        """Why nobody takes it, if it is not that the reader has gone: a full disk."""
         self.waiting = False
         """For the owner: somebody waits for :attr:`fd` to be writable."""
         self._own = False
@@ -95,8 +99,10 @@ class DescriptorSink:
                 done += self._write(bytes(data[done : done + (self._step or _PIPE_BUF)]))
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError:  # EPIPE, EIO, ENOSPC: nobody will ever take it
+        except OSError as error:  # nobody will ever take it
             self.broken = True
+            if error.errno not in _GONE:
+                self.trouble = error
             return len(data)
         return done
 

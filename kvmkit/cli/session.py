@@ -38,6 +38,13 @@ ENDS_OF_INPUT = 32
 
 def run(options: Parsed) -> int:
     """Boot, attend, report; the exit code."""
+    try:
+        return _run(options)
+    except Stopped as stopped:  # while the VM was prepared
+        return 128 + stopped.number
+
+
+def _run(options: Parsed) -> int:
     with Terminal() as terminal, stopping_signals(terminal.restore) as signals:
         with Stage(options, terminal) as stage:
             vm = stage.make_vm()
@@ -62,7 +69,9 @@ def run(options: Parsed) -> int:
         if code is not None or ending is None:
             return code or 0
         report(ending, command=options.rest is not None, fresh_line=_fresh_line(vm, terminal))
-        return ending.exit_code
+        if vm.output_trouble:
+            _tell(f"kvmkit: output was lost: {vm.output_trouble}\n")
+        return ending.exit_code or (FileTrouble.exit_code if vm.output_trouble else 0)
 
 
 class Stage:
@@ -279,7 +288,10 @@ def report(ending: Ending, *, command: bool, fresh_line: bool) -> None:
         return
     lines = [f"kvmkit: {ending.reason}"]
     lines += [f"  {line}" for line in ending.detail.splitlines()]
-    text = ("" if fresh_line else "\n") + "\n".join(lines) + "\n"
+    _tell(("" if fresh_line else "\n") + "\n".join(lines) + "\n")
+
+
+def _tell(text: str) -> None:
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -17,6 +17,7 @@ from kvmkit.engine.soft.cpuid import TSC_HZ, cpuid_leaves
 from kvmkit.engine.soft.msrs import Msrs
 from kvmkit.engine.soft.state import pack_state, unpack_state
 from kvmkit.frozen import replace
+from kvmkit.threads import join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -293,9 +294,9 @@ class SoftEngine:
             self._stop = True
             self._state.notify_all()
         if thread is not None:
-            while thread.is_alive():
+            self.core.kick()
+            while not join(thread, 0.05):
                 self.core.kick()
-                thread.join(0.05)
         self.core.close()
 
     def _run(self) -> None:
