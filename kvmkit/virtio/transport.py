@@ -219,6 +219,15 @@ class Transport:
         if self.live:
             self.guarded(lambda: self._start(index))
 
+    def disable_queue(self) -> None:
+        """Stop the selected queue, whose set-up stays."""
+        setup = self.selected
+        if setup is not None and setup.enabled:
+            index = self.queue_select
+            self._stop(index)
+            self._put(index, enabled=False)
+            self.guarded(lambda: self.device.queue_reset(index))
+
     def reset_queue(self) -> None:
         """Stop and forget the selected queue (VIRTIO_F_RING_RESET)."""
         setup = self.selected
