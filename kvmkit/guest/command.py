@@ -2,7 +2,9 @@
 
 The kernel unpacks several concatenated cpio archives one after the other, so
 the large one with busybox stays the same (and in the cache) for all commands.
-``init`` finds two files of this one:
+The agent finds one file of this one, ``/kvmkit/instructions``
+(:mod:`kvmkit.guest.instructions`); the shell script that stands in where there is
+no agent finds two:
 
 ``/kvmkit/command``
     a POSIX shell script that sets the environment and the working directory
@@ -14,8 +16,8 @@ the large one with busybox stays the same (and in the cache) for all commands.
 
 from __future__ import annotations
 
-from kvmkit.errors import UsageError
 from kvmkit.guest.cpio import Archive
+from kvmkit.guest.instructions import MODES, instructions, order_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,26 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["MODES", "command_archive"]
 
-MODES = ("tty", "pipe", "null")
-"""What the command's standard input and output are.
 
-``tty``: a terminal, for a person; ``pipe``: bytes in both directions, input
-encoded by :class:`kvmkit.guest.console_input.PipeInput`; ``null``: bytes out,
-no input."""
+def _is_plain(name: str) -> bool:
+    # A shell can only set variables with such names; env(1) and programs know others.
+    return name.isascii() and name.isidentifier()
 
 
 def _quote(text: str) -> str:
     # Within single quotes nothing is special but the quote itself.
     return "'" + text.replace("'", "'\\''") + "'"
-
-
-def _check_text(what: str, text: str) -> None:
-    if "\0" in text:
-        raise UsageError(f"{what} cannot hold a NUL character: {text!r}")
-
-
-def _is_variable(name: str) -> bool:
-    return name.isascii() and name.isidentifier()
 
 
 def command_archive(
@@ -61,18 +52,19 @@ def command_archive(
     program, 126 when it cannot be executed or ``cwd`` cannot be entered,
     128 + n when signal n ended it. Raises UsageError for what no shell can run.
     """
-    if not argv or not argv[0]:
-        raise UsageError("a command needs the name of a program")
-    if mode not in MODES:
-        raise UsageError(f"the mode of a command is one of {', '.join(MODES)}, not {mode!r}")
-    lines = []
-    for name, value in (env or {}).items():
-        if not _is_variable(name):
-            raise UsageError(f"not a name for an environment variable: {name!r}")
-        _check_text(f"the variable {name}", value)
-        lines.append(f"export {name}={_quote(value)}")
-    for text in (*argv, cwd):
-        _check_text("an argument", text)
+    records = order_records(argv, env, cwd, mode=mode)
+    archive = Archive()
+    for path, content in (files or {}).items():
+        archive.file(path, content, 0o755)
+    archive.file("kvmkit/instructions", instructions(records))
+    script = _script(argv, env or {}, cwd)
+    archive.file("kvmkit/command", script.encode(errors="surrogateescape"))
+    archive.file("kvmkit/mode", mode.encode() + b"\n")
+    return archive.finish()
+
+
+def _script(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> str:
+    lines = [f"export {name}={_quote(value)}" for name, value in env.items() if _is_plain(name)]
     # "./" keeps a directory called "-" from meaning something else; CDPATH is not set.
     directory = cwd if cwd.startswith("/") else "./" + cwd
     lines.append(f"cd {_quote(directory)} || exit 126")
@@ -81,10 +73,4 @@ def command_archive(
     there = f"[ -e {program} ]" if "/" in argv[0] else f"command -v {program} > /dev/null"
     lines.append(f"{there} || {{ echo {missing} >&2; exit 127; }}")
     lines.append("exec " + " ".join(_quote(word) for word in argv))
-    archive = Archive()
-    for path, content in (files or {}).items():
-        archive.file(path, content, 0o755)
-    script = "\n".join(lines) + "\n"
-    archive.file("kvmkit/command", script.encode(errors="surrogateescape"))
-    archive.file("kvmkit/mode", mode.encode() + b"\n")
-    return archive.finish()
+    return "\n".join(lines) + "\n"

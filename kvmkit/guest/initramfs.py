@@ -1,8 +1,9 @@
-"""The initial file system: busybox, its applets and our ``init``.
+"""The initial file system: busybox, its applets and the guest's first process.
 
 A static busybox is a whole small Unix; the names it answers to become
 symbolic links in ``/bin``, and ``/sbin``, ``/usr/bin`` and ``/usr/sbin`` are
-the same directory. The result depends on the busybox and on the files of this
+the same directory. ``/init`` is the agent, or where that could not be built the
+shell script ``init``. The result depends on the busybox and on the files of this
 room only, so it is kept in a cache directory.
 """
 
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
 
-__all__ = ["busybox_applets", "busybox_initramfs", "cached_initramfs"]
+__all__ = ["agent_initramfs", "agent_program", "busybox_applets", "busybox_initramfs"]
+__all__ += ["cached_initramfs"]
 
 _ROOM = os.path.dirname(__file__)
-_SOURCES = ("init", "initramfs.py", "cpio.py")  # what the archive depends on besides busybox
+_SHELL_INIT = f"{_ROOM}/init"
+_AGENT = f"{_ROOM}/agent.elf"
+_SOURCES = (f"{_ROOM}/initramfs.py", f"{_ROOM}/cpio.py")  # besides busybox and the init
 _KEEP = 4  # archives in the cache; the oldest go first
 
 # As fstab(5) has it; init mounts the entries in this order, /dev/pts separately because its
@@ -92,18 +96,47 @@ def _read(path: PathLike) -> bytes:
         raise FileTrouble(f"{path}: {error.strerror}") from error
 
 
+def agent_program() -> str | None:
+    """The agent's file; None where it was not built."""
+    return _AGENT if os.path.exists(_AGENT) else None
+
+
 def busybox_initramfs(
-    busybox: PathLike, files: Mapping[str, tuple[bytes, int]] | None = None
+    busybox: PathLike,
+    files: Mapping[str, tuple[bytes, int]] | None = None,
+    *,
+    init: PathLike | None = None,
 ) -> bytes:
-    """A cpio archive with ``busybox``, its applets and our ``init``.
+    """A cpio archive with ``busybox``, its applets and ``init``.
 
-    ``files`` are more files: path to content and mode. Raises FileTrouble when
-    ``busybox`` cannot be read or is not a static busybox for x86-64.
+    ``init`` is the first process's file: the agent, if there is one, or the shell
+    script. ``files`` are more files: path to content and mode. Raises FileTrouble
+    when ``busybox`` cannot be read or is not a static busybox for x86-64.
     """
-    return _assemble(busybox, _read(busybox), files or {})
+    return _assemble(busybox, _read(busybox), init or agent_program() or _SHELL_INIT, files or {})
 
 
-def _assemble(path: PathLike, image: bytes, files: Mapping[str, tuple[bytes, int]]) -> bytes:
+def agent_initramfs() -> bytes | None:
+    """A cpio archive with the agent alone, for a guest that has its programs elsewhere.
+
+    None where the agent was not built.
+    """
+    from kvmkit.guest.cpio import Archive
+
+    agent = agent_program()
+    if agent is None:
+        return None
+    archive = Archive()
+    archive.file("init", _read(agent), 0o755)
+    for name in ("dev", "proc", "sys", "run", "tmp"):
+        archive.directory(name)
+    archive.character_device("dev/console", 5, 1)
+    return archive.finish()
+
+
+def _assemble(
+    path: PathLike, image: bytes, init: PathLike, files: Mapping[str, tuple[bytes, int]]
+) -> bytes:
     from kvmkit.guest.cpio import Archive
 
     _check_static(path, image)
@@ -114,7 +147,7 @@ def _assemble(path: PathLike, image: bytes, files: Mapping[str, tuple[bytes, int
             "kvmkit image pull busybox-static",
         )
     archive = Archive()
-    archive.file("init", _read(f"{_ROOM}/init"), 0o755)
+    archive.file("init", _read(init), 0o755)
     archive.file("bin/busybox", image, 0o755)
     for applet in applets:
         if applet != "busybox":
@@ -145,7 +178,7 @@ def _identity(path: PathLike) -> str:
     return f"{status.st_dev:x}.{status.st_ino:x}.{status.st_size:x}.{status.st_ctime_ns:x}"
 
 
-def cached_initramfs(busybox: PathLike, cache: PathLike) -> str:
+def cached_initramfs(busybox: PathLike, cache: PathLike, *, init: PathLike | None = None) -> str:
     """The file in the directory ``cache`` with :func:`busybox_initramfs`; made when missing.
 
     The archive is named by the digest of its sources; a symbolic link named by
@@ -155,26 +188,27 @@ def cached_initramfs(busybox: PathLike, cache: PathLike) -> str:
     cannot be written.
     """
     try:
-        sources = "-".join(_identity(f"{_ROOM}/{source}") for source in _SOURCES)
+        first = init or agent_program() or _SHELL_INIT
+        sources = "-".join(_identity(source) for source in (first, *_SOURCES))
         shortcut = f"{os.fspath(cache)}/initramfs-{_identity(busybox)}-{sources}"
     except OSError as error:
         raise FileTrouble(f"{error.filename}: {error.strerror}") from error
     try:
         if os.path.exists(shortcut):
             return f"{os.fspath(cache)}/{os.readlink(shortcut)}"
-        return _fill(busybox, os.fspath(cache), shortcut)
+        return _fill(busybox, first, os.fspath(cache), shortcut)
     except OSError as error:
         where = error.filename or cache
         raise FileTrouble(f"{where}: {error.strerror}", "set XDG_CACHE_HOME elsewhere") from error
 
 
-def _fill(busybox: PathLike, cache: str, shortcut: str) -> str:
+def _fill(busybox: PathLike, init: PathLike, cache: str, shortcut: str) -> str:
     from hashlib import blake2b
 
     image = _read(busybox)
     digest = blake2b(image, digest_size=12)
-    for source in _SOURCES:
-        digest.update(_read(f"{_ROOM}/{source}"))
+    for source in (init, *_SOURCES):
+        digest.update(_read(source))
     name = f"initramfs-{digest.hexdigest()}.cpio"
     target = f"{cache}/{name}"
     aside = f"{cache}/.initramfs-{os.getpid()}-{os.urandom(4).hex()}"
@@ -182,7 +216,7 @@ def _fill(busybox: PathLike, cache: str, shortcut: str) -> str:
     try:
         if not os.path.exists(target):
             with open(aside, "wb") as file:
-                file.write(_assemble(busybox, image, {}))
+                file.write(_assemble(busybox, image, init, {}))
             os.replace(aside, target)
             try:
                 _prune(cache)

@@ -94,7 +94,6 @@ def test_files_come_along() -> None:
         ([""], {}, "null"),
         (["a\0b"], {}, "null"),
         (["a"], {"A=B": "x"}, "null"),
-        (["a"], {"1A": "x"}, "null"),
         (["a"], {"A": "x\0"}, "null"),
         (["a"], {}, "raw"),
     ],

@@ -16,13 +16,12 @@ static bool is_terminal(int fd)
 	return sys_ioctl(fd, TCGETS, &settings) == 0;
 }
 
-void console_open(struct console *console, const char *name)
+/* The name of the kernel's console: the last of those that get its messages. */
+static bool find_console(struct text *path, const char *name, bool *is_kernels)
 {
 	static char active[256];
-	struct text path;
 	char *rest = active, *last = active, *word;
 	size_t length = read_file("/sys/class/tty/console/active", active, sizeof(active));
-	long fd = -1;
 
 	if (length && active[length - 1] == '\n')
 		active[length - 1] = '\0';
@@ -31,27 +30,41 @@ void console_open(struct console *console, const char *name)
 			last = at + 1;
 	if (!name || !*name)
 		name = last;
-	if (begins(name, "/dev/"))
+	else if (begins(name, "/dev/"))
 		name += 5;
-	if (*name) {
-		text_clear(&path);
-		text_add(&path, "/dev/");
-		text_add(&path, name);
-		fd = sys_open(path.data, O_RDWR | O_NOCTTY);
-	}
-	console->is_kernels = false;
+	text_clear(path);
+	text_add(path, "/dev/");
+	text_add(path, name);
+	*is_kernels = false;
 	while ((word = next_field(&rest, ' ')))
-		console->is_kernels |= same(word, name);
-	if (fd < 0 || !is_terminal((int)fd))
-		/* Nobody's controlling terminal can be this one, but it is better than none. */
-		fd = sys_open("/dev/console", O_RDWR | O_NOCTTY);
-	if (fd < 0)
-		fd = sys_open("/dev/null", O_RDWR);
-	for (int target = 0; target < 3; target++)
-		sys_dup2((int)fd, target);
-	if (fd > 2)
-		sys_close((int)fd);
+		*is_kernels |= same(word, path->data + 5);
+	return *name;
+}
+
+void console_open(struct console *console, const char *name, enum mode mode)
+{
+	struct text path;
+	long fd = -1;
+
 	console->fd = 0;
+	/*
+	 * The kernel has opened its console as our fd 0, 1 and 2. That will do, except for
+	 * a person: programs look for their terminal's name.
+	 */
+	if (!name && mode != MODE_TTY && is_terminal(0)) {
+		console->is_kernels = true;
+	} else {
+		if (find_console(&path, name, &console->is_kernels))
+			fd = sys_open(path.data, O_RDWR | O_NOCTTY);
+		if (fd < 0 || !is_terminal((int)fd))
+			fd = sys_open("/dev/console", O_RDWR | O_NOCTTY);
+		if (fd < 0)
+			fd = sys_open("/dev/null", O_RDWR);
+		for (int target = 0; target < 3; target++)
+			sys_dup2((int)fd, target);
+		if (fd > 2)
+			sys_close((int)fd);
+	}
 	sys_ioctl(0, TCGETS, &as_found);
 }
 

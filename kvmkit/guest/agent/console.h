@@ -11,7 +11,7 @@ struct console {
 };
 
 /* Open the terminal of that name, or the kernel's console; it becomes fd 0, 1 and 2. */
-void console_open(struct console *console, const char *name);
+void console_open(struct console *console, const char *name, enum mode mode);
 
 /* Set it for the order's mode. */
 void console_set(const struct console *console, const struct order *order);

@@ -24,7 +24,7 @@ static struct setup setup;
 static int run_console(const struct console *console)
 {
 	struct order *order = &setup.order;
-	struct start how = { .streams = { 0, 1, 2 } };
+	struct start how = { .streams = { 0, 1, 2 }, .share = true };
 	int pid;
 
 	if (order->mode == MODE_TTY) {
@@ -79,7 +79,7 @@ int main(int argc, char **argv, char **envp)
 	if (setup.quiet)
 		console_level('1');
 	load_modules();
-	console_open(&console, setup.console);
+	console_open(&console, setup.console, setup.order.mode);
 	if (!mount_wanted(&setup))
 		status = STATUS_FAILED;
 	else if (setup.order.mode == MODE_AGENT)

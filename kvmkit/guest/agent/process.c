@@ -109,11 +109,10 @@ static __attribute__((noreturn)) void become(struct order *order)
 int process_start(struct order *order, const struct start *start)
 {
 	uint64_t none = 0;
-	int pid = sys_fork(), group;
+	int pid = start->share ? sys_vfork() : sys_fork(), group;
 
 	if (pid)
 		return pid;
-	sys6(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&none, 0, SIGNALS_SIZE, 0, 0);
 	if (start->session)
 		sys3(__NR_setsid, 0, 0, 0);
 	else
@@ -125,7 +124,8 @@ int process_start(struct order *order, const struct start *start)
 		if (start->session)
 			sys_ioctl(0, TIOCSCTTY, (void *)0);
 		group = (int)sys3(__NR_getpid, 0, 0, 0);
-		sys_ioctl(0, TIOCSPGRP, &group);
+		sys_ioctl(0, TIOCSPGRP, &group); /* with SIGTTOU blocked, see loop.c */
 	}
+	sys6(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&none, 0, SIGNALS_SIZE, 0, 0);
 	become(order);
 }

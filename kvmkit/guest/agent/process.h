@@ -13,6 +13,7 @@
 /* How a child is to be set up before its program starts. */
 struct start {
 	int streams[3];  /* become fd 0, 1, 2 */
+	bool share;      /* spare a copy of our memory, but wait until the program runs */
 	bool session;    /* lead a session of its own */
 	bool terminal;   /* fd 0 becomes the controlling terminal, the child its foreground */
 };
