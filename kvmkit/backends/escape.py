@@ -23,15 +23,19 @@ _LITERAL = (ord("a"), ESCAPE)
 
 
 class EscapeKeys:
-    """Splits what is typed; ``pending`` is true between Ctrl-a and the key after it."""
+    """Splits what is typed; ``pending`` is true between Ctrl-a and the key after it.
 
-    __slots__ = ("pending",)
+    ``keys`` gives the actions by the byte that stands for each.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_actions", "pending")
+
+    def __init__(self, keys: dict[int, str] = _KEYS) -> None:
         self.pending = False
+        self._actions = keys
 
     def feed(self, data: bytes) -> list[bytes | str]:
-        """The runs of bytes for the guest and the actions ("help", "quit", "monitor"), in order.
+        """The runs of bytes for the guest and the actions, in order.
 
         An unknown key after Ctrl-a is dropped with it, as in QEMU.
         """
@@ -47,11 +51,11 @@ class EscapeKeys:
             self.pending = False
             if byte in _LITERAL:
                 plain.append(ESCAPE)
-            elif byte in _KEYS:
+            elif byte in self._actions:
                 if plain:
                     found.append(bytes(plain))
                     plain.clear()
-                found.append(_KEYS[byte])
+                found.append(self._actions[byte])
         if plain:
             found.append(bytes(plain))
         return found

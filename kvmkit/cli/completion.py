@@ -7,7 +7,7 @@ fish's ``complete`` builtin.
 
 from __future__ import annotations
 
-from kvmkit.cli.main import COMMANDS
+from kvmkit.cli.main import COMMANDS, module_of
 from kvmkit.cli.options import Command, Option, closest
 from kvmkit.errors import UsageError
 
@@ -51,7 +51,7 @@ def _tables() -> dict[str, dict[str, Command]]:
     """Per command its own table under "", or one table per word that follows it."""
     tables = {}
     for name in COMMANDS:
-        module = __import__(f"kvmkit.cli.{name}", fromlist=["COMMAND"])
+        module = __import__(module_of(name), fromlist=["COMMAND"])
         inner: dict[str, Command] = getattr(module, "SUBCOMMANDS", {})
         tables[name] = inner or {"": module.COMMAND}
     return tables
@@ -65,14 +65,20 @@ def _first_line(option: Option) -> str:
     return option.text.split("\n")[0].split(" (")[0]
 
 
+_NAMES = "kvmkit list --names 2>/dev/null"
+"""What prints the names of running VMs, in every shell."""
+
+
 def _bash() -> str:
-    options, values, inner = [], [], []
+    options, values, inner, vms = [], [], [], ["-"]
     for name, tables in _tables().items():
         if "" not in tables:
             inner.append(f"        {name}) words={_quote(' '.join(tables))} ;;")
         for sub, table in tables.items():
             place = f"{name} {sub}".strip()
             known = " ".join(known for option in table.options for known in option.names)
+            if table.complete == "vm":
+                vms.append(place)
             options.append(f"        {_quote(place)}) options={_quote(known)} ;;")
             for option in table.options:
                 if option.metavar:
@@ -84,10 +90,13 @@ def _bash() -> str:
         "\n".join(inner),
         "\n".join(options),
         "\n".join(values),
+        " | ".join(map(_quote, vms)),
     )
 
 
 def _bash_values(option: Option) -> str:
+    if option.complete == "vm":
+        return f'COMPREPLY=($(compgen -W "$({_NAMES})" -- "$word"))'
     if option.choices:
         return f'COMPREPLY=($(compgen -W {_quote(" ".join(option.choices))} -- "$word"))'
     return "compopt -o default" if option.complete == "file" else ":"
@@ -125,7 +134,10 @@ _kvmkit() {
     if [[ $word == -* ]]; then
         COMPREPLY=($(compgen -W "$options" -- "$word"))
     else
-        compopt -o default
+        case $place in
+        %s) COMPREPLY=($(compgen -W "$(kvmkit list --names 2>/dev/null)" -- "$word")) ;;
+        *) compopt -o default ;;
+        esac
     fi
 }
 complete -F _kvmkit kvmkit"""
@@ -139,7 +151,7 @@ def _zsh() -> str:
             place = _quote(f"{name} {sub}".strip())
             cases.append(
                 f"        {place})\n        _arguments -s -S \\\n            {specs} \\\n"
-                f"            '*:file:_files' ;;"
+                f"            {_zsh_words(table)} ;;"
             )
     inner = [
         f"        {name}) words_of={_quote(' '.join(tables))} ;;"
@@ -150,6 +162,10 @@ def _zsh() -> str:
     return _ZSH % (commands, "\n".join(inner), "\n".join(cases))
 
 
+def _zsh_words(table: Command) -> str:
+    return "'*:VM:_kvmkit_vms'" if table.complete == "vm" else "'*:file:_files'"
+
+
 def _zsh_option(option: Option) -> str:
     text = _first_line(option).replace("[", "(").replace("]", ")").replace(":", " ")
     names = option.names[0] if len(option.names) == 1 else "{" + ",".join(option.names) + "}"
@@ -157,7 +173,7 @@ def _zsh_option(option: Option) -> str:
     action = ""
     if option.metavar:
         known = f"({' '.join(option.choices)})" if option.choices else ""
-        known = "_files" if option.complete == "file" else known
+        known = {"file": "_files", "vm": "_kvmkit_vms"}.get(option.complete, known)
         action = f":{option.metavar}:{known}"
     equals = "=" if option.metavar and len(option.names) == 1 else ""
     return f"{_quote(repeat)}{names}{equals}{_quote(f'[{text}]{action}')}"
@@ -166,6 +182,9 @@ def _zsh_option(option: Option) -> str:
 _ZSH = """\
 #compdef kvmkit
 # kvmkit completion for zsh; made by: kvmkit completion zsh
+_kvmkit_vms() {
+    compadd -- ${(f)"$(kvmkit list --names 2>/dev/null)"}
+}
 _kvmkit() {
     local place=$words[2] words_of=''
     local -a commands=(%s)
@@ -213,6 +232,8 @@ def _fish() -> str:
         for sub, table in tables.items():
             where = f"{seen}; and __fish_seen_subcommand_from {sub}" if sub else seen
             lines += [_fish_option(where, option) for option in table.options]
+            if table.complete == "vm":
+                lines.append(f"complete -c kvmkit -f -n {_quote(where)} -a '({_NAMES})'")
     return "\n".join(lines)
 
 
@@ -223,6 +244,8 @@ def _fish_option(where: str, option: Option) -> str:
     ]
     if option.metavar:
         parts.append("-r" if option.complete == "file" else "-x")
+    if option.complete == "vm":
+        parts.append(f"-a '({_NAMES})'")
     if option.choices:
         parts.append(f"-a {_quote(' '.join(option.choices))}")
     return " ".join([*parts, f"-d {_quote(_first_line(option))}"])

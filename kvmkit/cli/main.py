@@ -11,16 +11,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "module_of"]
 
 COMMANDS = {
     "run": "boot a kernel, to a shell or to run one command in it",
+    "list": "the VMs that run on this host",
+    "console": "attach to a running VM's console",
+    "log": "what a VM has written to its console",
+    "stop": "have a guest shut down",
+    "kill": "end VMs at once",
+    "pause": "stop the virtual CPUs of VMs",
+    "resume": "let paused VMs go on",
+    "reset": "press the reset button of VMs",
+    "stat": "a VM's counters: exits, interrupts, accesses",
+    "debug": "registers, code and stack of a VM's CPUs",
+    "rename": "give a running VM another name",
     "image": "fetch, list and remove kernels and other guest parts",
     "doctor": "say which CPU engine will be used, why, and what is missing",
     "completion": "print the completion script for bash, zsh or fish",
     "version": "print the version",
 }
-"""Each sub-command is the module ``kvmkit.cli.<name>`` with a ``main(arguments)``."""
+"""Each sub-command is the module :func:`module_of` names, with a ``main(arguments)``."""
 
 _USAGE = "usage: kvmkit COMMAND [options]   (kvmkit COMMAND --help tells more)"
 
@@ -56,7 +67,7 @@ def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in COMMANDS:
         # not importlib: it is not loaded yet, and the import statement needs a constant
-        module = __import__(f"kvmkit.cli.{name}", fromlist=["main"])
+        module = __import__(module_of(name), fromlist=["main"])
         code: int = module.main(words[1:])
         return code
     if name in ("-h", "--help", "help"):
@@ -77,6 +88,11 @@ def _dispatch(words: list[str]) -> int:
         f"unknown {what} {name!r}, expected one of {', '.join(known)}",
         closest(name, known, "did you mean 'kvmkit {}'?") or "see kvmkit --help",
     )
+
+
+def module_of(name: str) -> str:
+    """The module of a sub-command; ``console`` is taken by what ``run`` does with a terminal."""
+    return f"kvmkit.cli.{'console_attach' if name == 'console' else name}"
 
 
 def _overview() -> str:

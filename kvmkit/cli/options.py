@@ -24,8 +24,8 @@ class Option:
     """One option: ``names`` are ``"-m --mem"``; without ``metavar`` it is a flag.
 
     ``convert`` turns the text into a value and raises ValueError with what was
-    expected. ``complete`` says what a shell may offer: ``"file"``, ``"kernel"``
-    or nothing; ``choices`` are offered and enforced.
+    expected. ``complete`` says what a shell may offer: ``"file"``, ``"kernel"``,
+    ``"vm"`` (a running VM's name) or nothing; ``choices`` are offered and enforced.
     """
 
     __slots__ = (
@@ -96,7 +96,10 @@ class Parsed:
 
 
 class Command:
-    """A command's usage, options and help; ``words`` names its plain words in the usage line."""
+    """A command's usage, options and help; ``words`` names its plain words in the usage line.
+
+    ``complete`` says what a shell may offer for these: ``"vm"``, or else files.
+    """
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class Command:
         rest: str = "",
         notes: str = "",
         most_words: int | None = 0,
+        complete: str = "file",
     ) -> None:
         self.name = name
         self.summary = summary
@@ -116,6 +120,7 @@ class Command:
         self.rest = rest
         self.notes = notes
         self.most_words = most_words
+        self.complete = complete
 
     def parse(self, arguments: Sequence[str]) -> Parsed | None:
         """The values, or None when help was asked for and printed; raises UsageError."""
