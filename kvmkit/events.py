@@ -63,7 +63,8 @@ class Events:
     def _ended(self, ending: Ending) -> None:
         from kvmkit.board.power import EndKind
 
-        guest = ending.kind not in (EndKind.KILLED, EndKind.TIMED_OUT)
+        host = (EndKind.KILLED, EndKind.TIMED_OUT, EndKind.ENGINE_ERROR)
+        guest = ending.kind not in host
         now = time()
         if ending.kind is EndKind.PANIC:
             self._hand_over(Event("panic", now, guest, ending))

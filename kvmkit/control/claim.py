@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
-__all__ = ["Claim", "NameTaken", "claim_name", "is_alive", "remove_dead"]
+__all__ = ["Claim", "NameTaken", "claim_name", "is_alive", "remove_dead", "short_path"]
 
 SOCKET = "qmp.sock"
 PID = "pid"
@@ -75,7 +75,7 @@ class Claim:
         self._state = os.open(os.path.join(self.path, STATE), flags, 0o600)
         self.set_state("starting")
         self.socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
-        with _ShortPath(self.path, SOCKET) as address:
+        with short_path(self.path, SOCKET) as address:
             self.socket.bind(address)
         self.socket.listen(_BACKLOG)
 
@@ -288,7 +288,7 @@ def _exists(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-class _ShortPath:
+class short_path:
     """A socket's address that fits: through an open directory when the path is too long."""
 
     def __init__(self, directory: str, name: str) -> None:

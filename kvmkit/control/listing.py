@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["NoSuchVm", "RunningVm", "find_vm", "find_vms", "list_names", "list_vms"]
+__all__ = ["NoSuchVm", "RunningVm", "clean_up", "find_vm", "find_vms", "list_names", "list_vms", "user_name"]
 
 _MOST_INFO = 64 << 10
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,7 +30,7 @@ _STATES = ("starting", "running", "paused", "ended")
 class NoSuchVm(KvmkitError):
     """No running VM has the name asked for."""
 
-    exit_code = 115
+    exit_code = 116
 
 
 class RunningVm(Record, kw_only=True):
@@ -103,6 +103,12 @@ def find_vms(addresses: list[str], *, all: bool = False) -> list[RunningVm]:
         own = os.geteuid()
         return [vm for vm in list_vms() if vm.uid == own]
     return [find_vm(address) for address in dict.fromkeys(addresses)]
+
+
+def clean_up(vm: RunningVm) -> None:
+    """Remove what a VM left that is no more; only the caller's own."""
+    if vm.uid == os.geteuid():
+        claim.remove_dead(vm.path)
 
 
 def _known(address: str) -> str:
