@@ -33,6 +33,7 @@ __all__ = ["MemoryView", "VcpuView", "View"]
 
 _POLL = 0.02  # seconds between two looks at what tells nobody that it changed
 _LOOK_AT_CPUS = 0.25
+_LAST_WORDS = 0.1
 
 
 class View:
@@ -131,14 +132,11 @@ class View:
 
     def _last_look(self, test: Callable[[], object]) -> object:
         """It has ended: what it said on the way may still be under way to us."""
-        limit = monotonic() + 0.2
-        while not (found := test()) and monotonic() < limit and self._board is not None:
-            done: list[bool] = []
-            self._board.loop.call_soon(lambda: done.append(True))
-            while not done and monotonic() < limit:
-                _nap(0.001)
-            if done:
-                return test()
+        from time import sleep
+
+        limit = monotonic() + _LAST_WORDS
+        while not (found := test()) and self._board is not None and monotonic() < limit:
+            sleep(_LAST_WORDS / 100)
         return found
 
     def _wait_up(self, timeout: float | None) -> object:
@@ -265,9 +263,3 @@ def _range(where: slice) -> tuple[int, int]:
         raise UsageError("memory is read as memory[start:end]")
     start = _address(where.start or 0)
     return start, max(0, where.stop - start)
-
-
-def _nap(seconds: float) -> None:
-    from time import sleep
-
-    sleep(seconds)

@@ -7,7 +7,7 @@ from kvmkit.errors import KvmkitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from kvmkit.cli.options import Parsed
     from kvmkit.control.listing import RunningVm
@@ -53,7 +53,7 @@ def one(options: Parsed) -> RunningVm:
 
 
 def each(vms: list[RunningVm], action: Callable[[RunningVm], None]) -> int:
-    """Do ``action`` to every VM, also after one failed; the exit code, that of the first failure."""
+    """Do ``action`` to every VM, also after one failed; the first failure's exit code, or 0."""
     code = 0
     for vm in vms:
         try:
@@ -92,7 +92,7 @@ def seconds_text(seconds: float) -> str:
     return f"{days}d{hours:02}h"
 
 
-def table(titles: tuple[str, ...], rows: list[tuple[str, ...]], right: str = "") -> list[str]:
+def table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: str = "") -> list[str]:
     """Lines with columns as wide as needed; those whose index is in ``right`` end flush."""
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     lines = []

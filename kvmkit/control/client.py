@@ -84,8 +84,8 @@ class VmClient:
         except OSError as error:
             raise self._unreachable(error) from None
         if "error" in answer:
-            error = answer["error"]
-            text = error.get("desc") if isinstance(error, dict) else error
+            refusal = answer["error"]
+            text = refusal.get("desc") if isinstance(refusal, dict) else refusal
             raise CommandRefused(f"{self.vm.address}: {text}")
         return answer.get("return")
 

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["NoSuchVm", "RunningVm", "clean_up", "find_vm", "find_vms", "list_names", "list_vms", "user_name"]
+__all__ = [
+    "NoSuchVm",
+    "RunningVm",
+    "clean_up",
+    "find_vm",
+    "find_vms",
+    "list_names",
+    "list_vms",
+    "user_name",
+]
 
 _MOST_INFO = 64 << 10
 _TICKS = os.sysconf("SC_CLK_TCK")

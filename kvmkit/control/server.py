@@ -190,7 +190,7 @@ class Client:
         if self._closed or self.server.closing:
             return
         wanted = WRITABLE if self._out else 0
-        full = len(self._out) > ENOUGH or self._waiting
+        full = len(self._out) > ENOUGH or bool(self._waiting)
         if self._stream is not None:
             full = self._stream.full
         if not full and not self._eof:

@@ -104,8 +104,8 @@ def stop_all(
             except BaseException:
                 client.close()
                 raise
-        except KvmkitError as error:
-            outcomes[vm] = error
+        except KvmkitError as trouble:
+            outcomes[vm] = trouble
             continue
         if heard:
             waiting.append((vm, client))
