@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from kvmkit.board.call_fds import CallFds
     from kvmkit.board.config import BoardConfig
     from kvmkit.board.interrupts import Chips
     from kvmkit.boot.plan import BootPlan
@@ -98,6 +99,8 @@ class Board:
         self.virtio: list[VirtioDevice] = []
         """The virtio devices, in the order in which they were added."""
         self._extras: list[Any] = []  # to be closed at the end
+        self._call_fds: dict[VirtioPci, CallFds] = {}
+        self._next_gsi = layout.GSI_COUNT  # for messages
         self.warnings: deque[str] = deque(maxlen=_WARNINGS)
         """The last lines of :meth:`warn`."""
         self.warning_listeners: list[Callable[[str], None]] = []
@@ -222,6 +225,24 @@ class Board:
         self.virtio.append(device)
         self._extras.append(device)
         return function
+
+    def call_fd(self, function: VirtioPci, queue: int) -> int:
+        """An eventfd that interrupts for ``queue``, for a backend that is another process.
+
+        It stays the board's to close. With KVM the kernel reads it, where it can.
+        """
+        with self.lock:
+            call_fds = self._call_fds.get(function)
+            if call_fds is None:
+                from kvmkit.board.call_fds import CallFds
+
+                call_fds = self._call_fds[function] = CallFds(self, function, self._new_gsi)
+                self._extras.append(call_fds)
+            return call_fds.fd(queue)
+
+    def _new_gsi(self) -> int:
+        self._next_gsi += 1
+        return self._next_gsi - 1
 
     def add_pci(self, device: PciDevice, *, slot: int | None = None) -> None:
         """Plug a device of one's own into PCI ``slot``, or the first free one; before

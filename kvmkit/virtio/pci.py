@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-    from kvmkit.devices.msix import VectorChange
     from kvmkit.virtio.device import VirtioDevice
     from kvmkit.virtio.memory import Host
 
@@ -100,7 +99,6 @@ class VirtioPci(PciFunction):
         msi: Callable[[int, int], None],
         *,
         packed: bool = False,
-        on_vector_change: VectorChange | None = None,
     ) -> None:
         super().__init__(
             vendor=VENDOR,
@@ -121,7 +119,9 @@ class VirtioPci(PciFunction):
         self._isr = 0
         self._vectors = queues + 1
         self.add_bar(REGISTER_BAR, BAR_SIZE, _Registers(self))
-        self.add_msix(MSIX_BAR, self._vectors, msi, on_vector_change)
+        self.routes_changed: Callable[[], None] | None = None
+        """Called when an MSI-X vector sends another message, or is masked or not."""
+        self.add_msix(MSIX_BAR, self._vectors, msi, self._vector_changed)
         self._add_structure(CAP_COMMON, COMMON, COMMON_SIZE)
         self._add_structure(
             CAP_NOTIFY, NOTIFY, NOTIFY_STRIDE * max(queues, 1), pack("<I", NOTIFY_STRIDE)
@@ -143,6 +143,10 @@ class VirtioPci(PciFunction):
         return self.add_capability(reg.CAP_VENDOR, body, writable)
 
     # Interrupts
+
+    def _vector_changed(self, vector: int, address: int, data: int, masked: bool) -> None:
+        if self.routes_changed is not None:
+            self.routes_changed()
 
     def _signal_queue(self, vector: int) -> None:
         self._signal(vector, ISR_QUEUE)

@@ -97,6 +97,8 @@ class Transport:
             bits.append(feature.F_RING_PACKED)
         self._ring_features = sum(1 << bit for bit in bits)
         self._resetting = False
+        self.vectors_changed: Callable[[], None] = _nobody_asks
+        """Called when a queue has another vector, for who interrupts without us."""
         self._forget()
         device.transport = self
 
@@ -203,6 +205,7 @@ class Transport:
         """Which vector the selected queue's interrupts have."""
         if self.selected is not None:
             self._put(self.queue_select, vector=vector)
+            self.vectors_changed()
 
     def _put(self, index: int, **changes: Any) -> None:
         from kvmkit.frozen import replace
@@ -321,6 +324,7 @@ class Transport:
         """The driver's reset, or the machine's."""
         self._stop_all()
         self._forget()
+        self.vectors_changed()
         self.device.reset()
         self._resetting = not self.device.quiesced()
 
@@ -350,6 +354,7 @@ class Transport:
         self.generation = state.generation
         self.queue_select = state.queue_select
         self.queues = list(state.queues)
+        self.vectors_changed()
         self.guarded(lambda: self._restore_rings(state.rings))
         self.device.restore(state.device)
 
@@ -358,3 +363,7 @@ class Transport:
             if ring is not None and self.live:
                 self._start(index)
                 self.device.queues[index].restore(ring)
+
+
+def _nobody_asks() -> None:
+    """Default of ``Transport.vectors_changed``."""
