@@ -7,6 +7,7 @@ sizes are in bytes, whole sectors of 512. The device model calls them through
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
         def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
             """Fill the buffers from ``offset``. Raises OSError."""
 
+        def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+            """Fill the buffers if that takes no waiting; else False, and read anything of it.
+
+            Raises OSError.
+            """
+
         def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
             """Write the buffers at ``offset``. Raises OSError."""
 
@@ -44,10 +51,11 @@ if TYPE_CHECKING:
             """Flush and let go. Callable twice."""
 
 
-__all__ = ["SECTOR", "open_disk", "open_file"]
+__all__ = ["FORMATS", "SECTOR", "open_disk", "open_file", "open_layer"]
 
 SECTOR = 512
-_FORMATS = ("raw", "qcow2")
+FORMATS = ("raw", "qcow2")
+QCOW2_MAGIC = b"QFI\xfb"
 
 
 def open_disk(
@@ -61,54 +69,68 @@ def open_disk(
 
     Without ``format``, qcow2 is known by its first bytes. With ``snapshot``, writes
     go to a temporary overlay and are gone at the end. A disk that is written is
-    locked against a second writer. Raises FileTrouble, PermissionTrouble or UsageError.
+    locked against other users. Raises FileTrouble, PermissionTrouble or UsageError.
     """
-    if format not in (None, *_FORMATS):
+    if format not in (None, *FORMATS):
         raise UsageError(f"a disk's format is raw or qcow2, not {format!r}")
-    fd = open_file(path, read_only or snapshot)
+    disk = open_layer(path, read_only=read_only or snapshot, format=format)
+    if not snapshot:
+        return disk
+    from kvmkit.backends.overlay import Overlay
+
     try:
-        if format is None:
-            format = "qcow2" if os.pread(fd, 4, 0) == b"QFI\xfb" else "raw"
-        disk: Disk
+        return Overlay(disk)
+    except BaseException:
+        disk.close()
+        raise
+
+
+def open_layer(
+    path: str, *, read_only: bool, format: str | None, above: tuple[tuple[int, int], ...] = ()
+) -> Disk:
+    """One file, and what it is based on. ``above`` are the files that are based on it,
+    as device and inode numbers."""
+    fd = open_file(path, read_only)
+    try:
+        guessed = format is None
+        if guessed:
+            format = "qcow2" if os.pread(fd, 4, 0) == QCOW2_MAGIC else "raw"
         if format == "qcow2":
             from kvmkit.backends.qcow2 import Qcow2
 
-            disk = Qcow2(fd, path, read_only=read_only or snapshot)
-        else:
-            from kvmkit.backends.raw import RawDisk
+            return Qcow2(fd, path, read_only=read_only, above=above)
+        from kvmkit.backends.raw import RawDisk
 
-            disk = RawDisk(fd, path, read_only=read_only or snapshot)
+        return RawDisk(fd, path, read_only=read_only, guessed=guessed)
     except BaseException:
         os.close(fd)
         raise
-    if snapshot:
-        from kvmkit.backends.overlay import Overlay
-
-        return Overlay(disk)
-    return disk
 
 
 def open_file(path: str, read_only: bool) -> int:
     """Open and lock an image; the caller closes it. Raises FileTrouble or PermissionTrouble."""
-    import fcntl
+    from kvmkit.backends.image_lock import lock_image
 
+    flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
     try:
-        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_NONBLOCK)  # or a pipe would wait for its other end
     except PermissionError as error:
         hint = "add ,ro to read it only" if not read_only else f"chmod u+r {path}"
         raise PermissionTrouble(f"{path}: the disk: {error.strerror}", hint) from None
     except OSError as error:
-        raise FileTrouble(f"{path}: the disk: {error.strerror}") from None
+        hint = "add ,ro to read it only" if error.errno == errno.EROFS else ""
+        raise FileTrouble(f"{path}: the disk: {error.strerror}", hint) from None
+    except ValueError as error:  # a NUL in the name
+        raise FileTrouble(f"{path!r}: the disk: {error}") from None
     try:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise FileTrouble(f"{path}: the disk is neither a file nor a block device")
-        fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise FileTrouble(
-            f"{path}: the disk is in use by another VM", "add ,snapshot or ,ro, or end that VM"
-        ) from None
+        if not lock_image(fd, write=not read_only):
+            raise FileTrouble(
+                f"{path}: the disk is in use by another VM, or a program of QEMU's",
+                "end that one; several can share a disk if all add ,ro or ,snapshot",
+            )
     except BaseException:
         os.close(fd)
         raise

@@ -6,14 +6,14 @@ import errno
 import os
 import stat
 
-from kvmkit.backends.disk import SECTOR
+from kvmkit.backends.disk import QCOW2_MAGIC, SECTOR
 from kvmkit.errors import FileTrouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RawDisk", "read_fully", "write_fully"]
+__all__ = ["RawDisk", "read_cached", "read_fully", "write_fully", "write_zeroes"]
 
 _ZEROES = bytes(1 << 20)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # linux/falloc.h
@@ -23,10 +23,16 @@ _IOV_MAX = 1024
 
 
 class RawDisk:
-    """The image open as ``fd``, which the disk closes. Raises FileTrouble if it is no disk."""
+    """The image open as ``fd``, which the disk closes. Raises FileTrouble if it is no disk.
 
-    def __init__(self, fd: int, path: str, *, read_only: bool) -> None:
+    If the format was ``guessed``, the guest must not turn the image into something
+    else, qcow2 with a host file for backing, that would be guessed next time: the
+    first sector does not take qcow2's mark.
+    """
+
+    def __init__(self, fd: int, path: str, *, read_only: bool, guessed: bool = False) -> None:
         self._fd = fd
+        self._guessed = guessed
         self.read_only = read_only
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
@@ -48,8 +54,17 @@ class RawDisk:
         """See :class:`kvmkit.backends.disk.Disk`."""
         read_fully(self._fd, offset, buffers)
 
+    def read_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """What is in the page cache needs no waiting (preadv2(2), RWF_NOWAIT)."""
+        return read_cached(self._fd, offset, buffers)
+
     def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """See :class:`kvmkit.backends.disk.Disk`."""
+        if self._guessed and offset < len(QCOW2_MAGIC):
+            data = b"".join(buffers)  # a copy, which the guest cannot change any more
+            if data.startswith(QCOW2_MAGIC[offset:]):
+                raise PermissionError(errno.EPERM, "qcow2's mark on a disk of unknown format")
+            buffers = [memoryview(data)]
         write_fully(self._fd, offset, buffers)
 
     def flush(self) -> None:
@@ -79,11 +94,7 @@ class RawDisk:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV):
                 raise
-            while size:
-                part = min(size, len(_ZEROES))
-                write_fully(self._fd, offset, [memoryview(_ZEROES)[:part]])
-                offset += part
-                size -= part
+            write_zeroes(self._fd, offset, size)
 
     def close(self) -> None:
         """See :class:`kvmkit.backends.disk.Disk`."""
@@ -107,6 +118,27 @@ def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
             return
         offset += done
         _advance(left, done)
+
+
+def read_cached(fd: int, offset: int, buffers: Sequence[memoryview]) -> bool:
+    """preadv2(2) of all at once, from the page cache; False if that does not go."""
+    if len(buffers) > _IOV_MAX:
+        return False
+    try:
+        return os.preadv(fd, buffers, offset, os.RWF_NOWAIT) == sum(map(len, buffers))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return False
+        raise
+
+
+def write_zeroes(fd: int, offset: int, size: int) -> None:
+    """Zeroes as data."""
+    while size > 0:
+        part = min(size, len(_ZEROES))
+        write_fully(fd, offset, [memoryview(_ZEROES)[:part]])
+        offset += part
+        size -= part
 
 
 def write_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:

@@ -6,6 +6,7 @@ writes, flushes, discards, zeroes and the device's serial number.
 
 from __future__ import annotations
 
+from collections import deque
 from struct import Struct, pack
 
 from kvmkit.virtio.device import VirtioDevice
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
             self, work: Callable[[], None], done: Callable[[OSError | None], None]
         ) -> None: ...
         def drain(self) -> None: ...
+        def settle(self) -> None: ...
         def close(self) -> None: ...
         @property
         def busy(self) -> bool: ...
@@ -56,9 +58,10 @@ S_IOERR: Final = b"\1"
 S_UNSUPP: Final = b"\2"
 
 SECTOR: Final = 512
-QUEUE_SIZE: Final = 128
+QUEUE_SIZE: Final = 256
 SEG_MAX: Final = QUEUE_SIZE - 2
 ID_BYTES: Final = 20
+BLOCK_MAX: Final = 1 << 16
 RANGES_MAX: Final = 16  # of one discard or write-zeroes request
 RANGE_SECTORS_MAX: Final = (1 << 31) // SECTOR
 
@@ -79,10 +82,14 @@ class Block(VirtioDevice):
     ) -> None:
         self.queue_sizes = (QUEUE_SIZE,) * queues
         super().__init__()
-        self._disk = disk
+        self.disk = disk
         self._workers = workers
         self._serial = serial.encode("ascii", "replace")[:ID_BYTES]
-        self._epoch = 0  # counts resets: what was submitted before one is not pushed
+        # Resets of each queue, counted: what was submitted before one is neither done nor pushed.
+        self._epochs = [0] * queues
+        self._finished: deque[tuple[int, Chain, memoryview, bytes]] = deque()
+        self._finishing = False
+        self._flush_writes = False
         self.features = 1 << F_SEG_MAX | 1 << F_BLK_SIZE | 1 << F_FLUSH | 1 << F_TOPOLOGY
         if queues > 1:
             self.features |= 1 << F_MQ
@@ -90,14 +97,16 @@ class Block(VirtioDevice):
             self.features |= 1 << F_RO
         else:
             self.features |= 1 << F_DISCARD | 1 << F_WRITE_ZEROES
-        blocks = max(disk.block_size // SECTOR, 1)
+        # what the medium likes, as a power of two, in sectors
+        exponent = max(min(disk.block_size, BLOCK_MAX) // SECTOR, 1).bit_length() - 1
+        blocks = 1 << exponent
         self.config = bytearray(
             pack(
                 "<QII HBB I BBHI BxH III IIBxxx",
                 disk.size // SECTOR, 0, SEG_MAX,
                 0, 0, 0,
                 SECTOR,
-                blocks.bit_length() - 1, 0, blocks, 0,
+                exponent, 0, blocks, 0,
                 0, queues,
                 RANGE_SECTORS_MAX, RANGES_MAX, blocks,
                 RANGE_SECTORS_MAX, RANGES_MAX, 1,
@@ -106,42 +115,84 @@ class Block(VirtioDevice):
 
     # The driver's requests
 
+    def activated(self, features: int) -> None:
+        """For a driver that cannot flush, what is written is on the medium (5.2.6.2)."""
+        self._flush_writes = not features >> F_FLUSH & 1
+
     def notified(self, index: int) -> None:
         """Start every request there is; each is pushed when it is done."""
-        for chain in self.requests(index):
-            self._start(chain)
+        pushed = False
+        try:
+            for chain in self.requests(index):
+                pushed |= self._start(chain)
+        finally:
+            if pushed:
+                self.interrupt(self.queues[index])
 
-    def _start(self, chain: Chain) -> None:
+    def _start(self, chain: Chain) -> bool:
+        """Serve a request, or have it served; whether it was pushed already."""
         if chain.readable_size < _HEADER.size or chain.writable_size < 1:
             raise QueueError("a block request without room for its header and status")
         kind, _, sector = _HEADER.unpack(chain.read(_HEADER.size))
         status = chain.cut_tail(1)[0]
         work = self._work(kind, sector, chain)
         if isinstance(work, bytes):
-            self._finish(chain, status, work)
-            return
-        epoch = self._epoch
+            self._give_back(chain, status, work)
+            return True
+        index = chain.queue.index
+        epoch = self._epochs[index]
+
+        def run() -> None:
+            if epoch == self._epochs[index]:
+                work()
 
         def done(error: OSError | None) -> None:
-            def finish() -> None:
-                if epoch == self._epoch:
-                    self._finish(chain, status, S_OK if error is None else S_IOERR)
+            self._finished.append((epoch, chain, status, S_OK if error is None else S_IOERR))
+            if not self._finishing:
+                self._finishing = True
+                self.call(self._give_all_back)
 
-            self.call(finish)
+        self._workers.submit(run, done)
+        return False
 
-        self._workers.submit(work, done)
+    def _give_all_back(self) -> None:
+        """Push what the workers have done so far, with one interrupt for each queue."""
+        self._finishing = False
+        indices = set()
+        while self._finished:
+            epoch, chain, status, code = self._finished.popleft()
+            index = chain.queue.index
+            if epoch == self._epochs[index]:
+                self._give_back(chain, status, code)
+                indices.add(index)
+        for index in indices:
+            self.interrupt(self.queues[index])
 
-    def _finish(self, chain: Chain, status: memoryview, code: bytes) -> None:
+    def _give_back(self, chain: Chain, status: memoryview, code: bytes) -> None:
         status[:] = code
-        size = sum(map(len, chain.writable)) if code == S_OK else 0
-        self.push(chain, max(chain.written, size) + 1)
+        filled, total = chain.written, chain.written + chain.writable_size
+        if code != S_OK:
+            filled = 0
+        if filled == total:
+            chain.queue.push(chain, filled + 1)
+        else:
+            # The status comes last, and a failed read may have filled a part: the memory is
+            # told of all, the driver of what is certain from the beginning on (2.7.8.2).
+            chain.tell_memory(total + 1)
+            chain.queue.push(chain, filled)
 
     def _work(self, kind: int, sector: int, chain: Chain) -> Callable[[], None] | bytes:
-        """What a worker shall do, or the status if nothing is to be done."""
-        disk = self._disk
+        """What a worker shall do, or the status if that is all or it is done already."""
+        disk = self.disk
         if kind == T_IN:
-            targets = list(chain.writable)
             if not self._inside(sector, chain.writable_size):
+                return S_IOERR
+            chain.written = chain.writable_size
+            targets, chain.writable = chain.writable, []
+            try:
+                if disk.read_now(sector * SECTOR, targets):
+                    return S_OK
+            except OSError:
                 return S_IOERR
             return lambda: disk.read(sector * SECTOR, targets)
         if kind == T_FLUSH:
@@ -153,16 +204,31 @@ class Block(VirtioDevice):
             return S_UNSUPP
         if disk.read_only:
             return S_IOERR
-        if kind == T_OUT:
-            sources = list(chain.readable)
-            if not self._inside(sector, chain.readable_size):
-                return S_IOERR
-            return lambda: disk.write(sector * SECTOR, sources)
-        return self._ranges(kind, chain)
+        if kind != T_OUT:
+            work = self._ranges(kind, chain)
+        elif self._inside(sector, chain.readable_size):
+            sources = chain.readable
+            work = lambda: disk.write(sector * SECTOR, sources)  # noqa: E731
+        else:
+            return S_IOERR
+        return self._through(work) if self._flush_writes else work
+
+    def _through(self, work: Callable[[], None] | bytes) -> Callable[[], None] | bytes:
+        """``work``, and a flush."""
+        if isinstance(work, bytes):
+            return work
+
+        def both() -> None:
+            work()
+            self.disk.flush()
+
+        return both
 
     def _ranges(self, kind: int, chain: Chain) -> Callable[[], None] | bytes:
         """Discard and write zeroes, 5.2.6.2: an array of ranges."""
-        data = chain.read_all(RANGES_MAX * _RANGE.size)
+        if chain.readable_size > RANGES_MAX * _RANGE.size:
+            return S_IOERR
+        data = chain.read_all()
         if not data or len(data) % _RANGE.size:
             return S_UNSUPP
         ranges = list(_RANGE.iter_unpack(data))
@@ -172,7 +238,7 @@ class Block(VirtioDevice):
                 return S_UNSUPP
             if count > RANGE_SECTORS_MAX or not self._inside(start, count * SECTOR):
                 return S_IOERR
-        disk = self._disk
+        disk = self.disk
 
         def work() -> None:
             for start, count, flags in ranges:
@@ -185,16 +251,18 @@ class Block(VirtioDevice):
         return work
 
     def _inside(self, sector: int, size: int) -> bool:
-        return size % SECTOR == 0 and sector * SECTOR + size <= self._disk.size
+        return size % SECTOR == 0 and sector * SECTOR + size <= self.disk.size
 
     # Life
 
     def reset(self) -> None:
         """Forget the driver's requests; those under way are not pushed."""
-        self._epoch += 1
+        self._epochs = [epoch + 1 for epoch in self._epochs]
 
     def queue_reset(self, index: int) -> None:
-        """As :meth:`reset`, for the requests of one queue: a dead queue takes no push."""
+        """The same for one queue; what a worker is at is waited for, as the driver does not."""
+        self._epochs[index] += 1
+        self._workers.settle()
 
     def quiesced(self) -> bool:
         """Whether no worker touches the guest's memory."""
@@ -207,4 +275,4 @@ class Block(VirtioDevice):
     def close(self) -> None:
         """Finish and close the disk."""
         self._workers.close()
-        self._disk.close()
+        self.disk.close()
