@@ -16,9 +16,10 @@ from kvmkit.devices.pci import PciBus
 from kvmkit.devices.pci_device import PciDevice
 from kvmkit.engine.cpu import flat_protected_mode
 from kvmkit.errors import KvmkitError, UsageError
+from kvmkit.virtio.transport import Transport
 from kvmkit.vm import make_engine
 from tests.board.machine import CODE, FOREVER, make_board
-from tests.virtio.mock import FakeHost, MsiLog
+from tests.virtio.mock import FakeHost, MsiLog, SplitDriver
 
 EXAMPLE = Path(__file__).parents[2] / "examples/pci_device.py"
 
@@ -145,6 +146,28 @@ def test_guest_uses_the_example(engine):
         assert board.ram.read_u32(0x3000) == crc32(program)
     finally:
         board.close()
+
+
+def test_examples_of_the_manual_work():
+    """Both classes of docs/devices.md, as they are printed."""
+    text = (EXAMPLE.parents[1] / "docs/devices.md").read_text()
+    names = {}
+    for block in text.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    adder = Rig(names["Adder"](start="5"))
+    adder.device.write(0, 4, 90)
+    assert adder.device.read(0, 4) == 95
+    assert not adder.pins.get(1)
+    adder.device.write(0, 1, 10)
+    assert adder.pins[1]
+
+    host = FakeHost()
+    transport = Transport(names["Zeros"](), host, lambda vector: None, lambda vector: None)
+    driver = SplitDriver(host.ram, 64)
+    transport.device.queues[0] = driver.device_queue()
+    driver.add([], [5, 5])
+    transport.device.notified(0)
+    assert [data for _, data in driver.collect()] == [bytes(10)]
 
 
 # By name

@@ -9,6 +9,7 @@ import pytest
 
 from kvmkit.board.bus import TracingBus
 from kvmkit.board.power import EndKind
+from kvmkit.devices.pci_device import PciDevice
 from kvmkit.engine.cpu import flat_protected_mode
 from kvmkit.errors import GuestAddressError, KvmkitError, UsageError
 from kvmkit.virtio.pci import NOTIFY
@@ -213,3 +214,32 @@ def test_bus_has_31_places(engine):
     finally:
         board.close()
     assert board.power.ending is None or board.power.ending.kind is EndKind.KILLED
+
+
+class Patcher(PciDevice):
+    """A write stores code by DMA: mov al, value; ret."""
+
+    def write(self, offset, size, value):
+        self.dma_write(0x3000, bytes((0xB0, value & 0xFF, 0xC3)))
+
+
+def test_code_that_a_device_stores_is_run(engine):
+    """Also where the old code was just translated."""
+    board = make_board(engine, bytes(64), entry=flat_protected_mode(CODE, gdt=0x500))
+    try:
+        device = Patcher()
+        board.add_device(device)
+        device.write_config(4, 2, 6)
+        call = b"\xbb\x00\x30\x00\x00\xff\xd3"  # mov ebx, 0x3000; call ebx
+        say = b"\x66\xba\xf8\x03\xee"  # mov dx, 0x3f8; out dx, al
+        code = b"\xbc\x00\x80\x00\x00"  # mov esp, 0x8000
+        for letter in b"ab":
+            code += store16(device.bars[0].address, letter) + call + say
+        code += b"\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef" + FOREVER  # S5
+        board.ram.write(CODE, code)
+        board.start()
+        ending = board.power.wait(10)
+        assert ending is not None and ending.kind is EndKind.POWERED_OFF
+        assert board.serial.console.log == b"ab"
+    finally:
+        board.close()

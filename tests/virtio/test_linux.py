@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -68,3 +69,42 @@ def test_entropy_by_legacy_interrupts(kernel, busybox, tmp_path):
 def test_entropy_by_packed_rings(kernel, busybox, tmp_path):
     """Linux takes packed rings where they are offered."""
     assert 34 in features(run_entropy(kernel, busybox, tmp_path, packed=True))
+
+
+def test_linux_leaves_and_comes_back(kernel, busybox, tmp_path):
+    """The driver is unbound, which resets the device, and bound again; twice."""
+    turn = (
+        "cd /sys/bus/virtio/drivers/virtio_rng; "
+        "for n in 1 2; do echo virtio0 > unbind; cat /sys/bus/virtio/devices/virtio0/status; "
+        "echo virtio0 > bind; cat /sys/bus/virtio/devices/virtio0/status; done; "
+    )
+    source = Source()
+    modules = ("virtio_pci", "virtio_rng")
+    initrd = module_initrd(tmp_path, kernel, busybox, modules, turn + READ)
+    vm = VM(kernel, initrd=initrd, cmdline="quiet", cpus=2, engine="soft", timeout=60)
+    vm.add_virtio(Entropy(source))
+    ending = vm.run()
+    log = vm.console_log.decode().splitlines()
+    assert ending.kind is EndKind.POWERED_OFF, ending.detail
+    assert [line for line in log if line.startswith("0x")] == ["0x00000001", "0x0000000f"] * 2
+    random = bytes.fromhex(next(line for line in log if len(line) == 512))
+    assert random in source.given
+
+
+def test_reboot_with_a_device(kernel, busybox, tmp_path):
+    """The second boot finds the device as the first did."""
+    source = Source()
+    modules = ("virtio_pci", "virtio_rng")
+    script = READ + "grep -q again /proc/cmdline || reboot -f"
+    initrd = module_initrd(tmp_path, kernel, busybox, modules, script)
+    with VM(kernel, initrd=initrd, cmdline="quiet", engine="soft", timeout=60) as vm:
+        vm.add_virtio(Entropy(source))
+        vm.start()
+        limit = time.monotonic() + 50
+        lines = []
+        while len(lines) < 2 and vm.ending is None and time.monotonic() < limit:
+            time.sleep(0.05)
+            lines = [line for line in vm.console_log.decode().splitlines() if len(line) == 512]
+        log = vm.console_log.decode()
+    assert len(lines) >= 2, log
+    assert all(bytes.fromhex(line) in source.given for line in lines[:2])
