@@ -14,7 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["MODES", "Mount", "agent_instructions", "instructions", "order_records"]
+__all__ = [
+    "MODES",
+    "Mount",
+    "agent_instructions",
+    "instructions",
+    "instructions_archive",
+    "order_records",
+]
 
 VERSION = "kvmkit-agent=1"
 
@@ -126,3 +133,12 @@ def agent_instructions(
         ):
             records.append((key, check_text(f"a mount's {key}", value)))
     return instructions(records)
+
+
+def instructions_archive(data: bytes) -> bytes:
+    """The archive that brings the guest its instructions, behind all others."""
+    from kvmkit.guest.cpio import Archive
+
+    archive = Archive()
+    archive.file("kvmkit/instructions", data)
+    return archive.finish()

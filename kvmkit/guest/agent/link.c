@@ -108,16 +108,26 @@ void link_put_failed(struct link *link, uint16_t session, long error, const char
 	link_put(link, session, FRAME_FAILED, 0, payload, 4 + length);
 }
 
-static void put_hello(struct link *link)
+static void add_record(struct text *text, const char *key, const char *value)
 {
-	static const char hello[] = "protocol=" PROTOCOL_VERSION "\0window=65536";
-	static const char serial[] = "protocol=" PROTOCOL_VERSION "\0window=1024";
+	text_add(text, key);
+	text_add(text, value);
+	text->length++; /* the NUL that is there */
+}
 
-	_Static_assert(WINDOW_SIZE == 65536 && WINDOW_SIZE_SERIAL == 1024, "as in the texts");
-	if (link->kind == LINK_SERIAL)
-		link_put(link, 0, FRAME_HELLO, 0, serial, sizeof(serial));
-	else
-		link_put(link, 0, FRAME_HELLO, 0, hello, sizeof(hello));
+/* The token is that of the hello which this one answers, or empty. */
+static void put_hello(struct link *link, const char *token)
+{
+	struct text hello, window;
+
+	text_clear(&hello);
+	text_clear(&window);
+	text_add_number(&window, link->kind == LINK_SERIAL ? WINDOW_SIZE_SERIAL : WINDOW_SIZE);
+	add_record(&hello, "protocol=", PROTOCOL_VERSION);
+	add_record(&hello, "window=", window.data);
+	if (*token)
+		add_record(&hello, "token=", token);
+	link_put(link, 0, FRAME_HELLO, 0, hello.data, hello.length);
 }
 
 static void go_away(struct link *link)
@@ -151,16 +161,20 @@ static bool flush(struct link *link)
 static void take_hello(struct link *link, const struct frame *frame)
 {
 	char text[512], *at = text, *record, *value;
+	const char *token = "";
 	size_t size = frame->size < sizeof(text) - 1 ? frame->size : sizeof(text) - 1;
 
 	memcpy(text, frame->data, size);
 	text[size] = '\0';
 	sessions_close(link); /* whoever was there before is not there any more */
 	link->window = WINDOW_SIZE;
-	while ((record = next_record(&at, text + size)))
+	while ((record = next_record(&at, text + size))) {
 		if ((value = after(record, "window=")))
 			link->window = (uint32_t)number_or(value, INT32_MAX, WINDOW_SIZE);
-	put_hello(link);
+		else if ((value = after(record, "token=")) && length_of(value) <= TOKEN_MAX)
+			token = value;
+	}
+	put_hello(link, token);
 }
 
 static void take(struct link *link, const struct frame *frame)
@@ -224,7 +238,7 @@ static bool fill(struct link *link)
 	}
 	if (link->away) {
 		link->away = false;
-		put_hello(link);
+		put_hello(link, "");
 	}
 	link->received += (size_t)got;
 	return true;
@@ -250,7 +264,7 @@ bool link_move(struct link *link, short events)
 			go_away(link);
 	} else if (link->away) {
 		link->away = false; /* somebody has come */
-		put_hello(link);
+		put_hello(link, "");
 	}
 	if ((events & POLLIN) && !fill(link))
 		return false;
@@ -282,7 +296,7 @@ static struct link *add(int fd, enum link_kind kind)
 		link->away = false;
 		link->window = WINDOW_SIZE;
 		link->received = link->begun = link->end = 0;
-		put_hello(link);
+		put_hello(link, "");
 		return link;
 	}
 	sys_close(fd);

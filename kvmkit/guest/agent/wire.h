@@ -50,6 +50,7 @@ enum power {
 };
 
 #define PING_MAX 256
+#define TOKEN_MAX 64
 
 /* Bytes of a stream that may be under way before the first WINDOW, unless HELLO says else. */
 #define WINDOW_SIZE 65536
