@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmkit.board.power import Ending
     from kvmkit.boot.image import KernelImage
     from kvmkit.boot.plan import BootPlan
+    from kvmkit.config import VmConfig
     from kvmkit.devices.pci_device import PciDevice
     from kvmkit.engine.engine import Engine
     from kvmkit.snapshot.format import Snapshot
@@ -107,7 +108,10 @@ class VM(View):
         if not bare_cmdline:
             self.cmdline = command_line(cmdline, log=kernel_log is not None)
         self.engine_wanted = engine
-        self.config = BoardConfig(
+        self._huge_pages = huge_pages
+        self._bare_cmdline = bare_cmdline
+        self._given_cmdline = cmdline
+        self._board_config = BoardConfig(
             cpus=cpus,
             memory=size,
             huge_pages=huge_pages,
@@ -130,6 +134,36 @@ class VM(View):
         self.output_trouble = ""
         """After :meth:`close`: which output of the guest could not be written, and why."""
         self._ending: Ending | None = None
+
+    @classmethod
+    def from_config(cls, config: VmConfig, *, console: Sink | None = None) -> Self:
+        """A VM as ``config`` says. Raises UsageError, naming the field that cannot be meant."""
+        if not config.kernel:
+            raise UsageError("kernel: expected a path, found nothing")
+        return cls(**config.check().arguments(), console=console)
+
+    @property
+    def config(self) -> VmConfig:
+        """What it was made to be, as a value; without sinks and devices, which are no values."""
+        from kvmkit.config import VmConfig
+
+        log = self._kernel_log
+        board = self._board_config
+        return VmConfig(
+            kernel=self.kernel,
+            initrd=self.initrds,
+            cmdline=self._given_cmdline,
+            cpus=board.cpus,
+            memory=board.memory,
+            engine=self.engine_wanted,
+            name=self.name if self._named else "",
+            kernel_log=os.fspath(log) if isinstance(log, str | os.PathLike) else "",
+            timeout=board.timeout or 0,
+            hang_timeout=board.hang_timeout or 0,
+            reboot=board.reboot,
+            huge_pages=self._huge_pages or "",
+            bare_cmdline=self._bare_cmdline,
+        )
 
     # Life
 
@@ -376,8 +410,8 @@ class VM(View):
         lines = [
             f"{self.name}: {state}",
             f"kernel  {self.kernel}",
-            f"engine  {self.engine}, {self.config.cpus} CPUs",
-            f"memory  {self.config.memory // MIB} MiB",
+            f"engine  {self.engine}, {self._board_config.cpus} CPUs",
+            f"memory  {self._board_config.memory // MIB} MiB",
         ]
         if self._board is not None:
             lines[-1] += f", {self._board.ram.resident() // MIB} MiB of the host's in use"
@@ -395,10 +429,10 @@ class VM(View):
             engine.close()
             raise
         source = None if self._snapshot is None else self._snapshot.fd
-        return Board(self.config, engine, self._plan, source=source)
+        return Board(self._board_config, engine, self._plan, source=source)
 
     def _make_engine(self) -> Engine:
-        return make_engine(self.engine_wanted, self.config.cpus)
+        return make_engine(self.engine_wanted, self._board_config.cpus)
 
     def _plan(self, board: Board) -> BootPlan:
         from kvmkit.board.firmware import loader_addresses
@@ -444,7 +478,7 @@ class VM(View):
                 log = self._log_fd = os.open(log, flags, 0o644)
             except OSError as error:
                 raise FileTrouble(f"{log}: the kernel log: {error.strerror}") from None
-        self.config.kernel_log = (log,)
+        self._board_config.kernel_log = (log,)
 
     def _let_go(self) -> None:
         """Give the name back, close the log if it is ours, and the kernel, which is mapped."""

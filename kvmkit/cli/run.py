@@ -91,6 +91,20 @@ COMMAND = Command(
             default=60.0,
         ),
         Option("--no-reboot", "", "end with exit code 113 when the guest reboots"),
+        Option(
+            "--detach",
+            "",
+            "run in the background: print the VM's name and\n"
+            "return when the guest runs its first process",
+        ),
+        Option("--no-wait", "", "with --detach: return when its CPUs run"),
+        Option(
+            "--config",
+            "FILE",
+            "take options from a TOML or JSON file; those given\nhere come after and win",
+            complete="file",
+        ),
+        Option("--dump-config", "", "print the options as such a file, and do no more"),
     ),
     words="[KERNEL]",
     rest="[-- COMMAND [ARGUMENT...]]",
@@ -110,6 +124,7 @@ Examples:
   kvmkit run -k bzImage -m 1G -c 4   your own kernel, 1 GiB, 4 CPUs
   kvmkit run -k bzImage -- sh -c 'dmesg | tail'
   kvmkit run -i root.cpio.gz -p 'rdinit=/bin/sh quiet'
+  kvmkit run --detach --name box     in the background; kvmkit console box
 """,
 )
 
@@ -117,7 +132,16 @@ Examples:
 def main(arguments: Sequence[str]) -> int:
     """Boot as told; the exit code. Raises a KvmkitError for what cannot be started."""
     parsed = COMMAND.parse(arguments)
+    if parsed is not None and parsed["config"] is not None:
+        from kvmkit.cli.run_config import config_words
+
+        parsed = COMMAND.parse([*config_words(parsed["config"]), *arguments])
     if parsed is None:
+        return 0
+    if parsed["dump_config"]:
+        from kvmkit.cli.run_config import dump
+
+        print(dump(parsed), end="")
         return 0
     import gc
 
@@ -125,6 +149,10 @@ def main(arguments: Sequence[str]) -> int:
     # it on when the VM has started.
     gc.disable()
     try:
+        if parsed["detach"] or parsed["no_wait"]:
+            from kvmkit.cli.detach import detach
+
+            return detach(parsed)
         # late: --help and mistakes need none of it
         from kvmkit.cli.session import run
 
