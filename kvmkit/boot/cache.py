@@ -27,7 +27,7 @@ import zlib
 
 from kvmkit.boot.decompress import unpack, unpacked_size
 from kvmkit.boot.extents import Extent, nonzero_extents
-from kvmkit.boot.files import map_file
+from kvmkit.boot.files import map_file, steady
 from kvmkit.errors import FileTrouble
 
 TYPE_CHECKING = False
@@ -65,15 +65,17 @@ def fetch(payload: memoryview, status: os.stat_result, directory: Path | None) -
     payload that cannot be unpacked.
     """
     if directory is None:
-        return _unpack(payload)
-    size = unpacked_size(payload)
-    link = os.path.join(directory, _identity(payload, status))
+        return _unpack(steady([payload]))
+    samples = _samples(payload)
+    size = unpacked_size(samples[: min(SAMPLE, len(payload))])
+    link = os.path.join(directory, _identity(samples, status))
     found = _load(link, payload, size)
     if found is not None:
         _touch(link)
         return found
     from hashlib import sha256
 
+    payload = steady([payload])  # what is hashed is what is unpacked, whoever writes meanwhile
     name = f"{sha256(payload).hexdigest()}.elf"
     entry = os.path.join(directory, name)
     found = _load(entry, payload, size)
@@ -95,23 +97,19 @@ def _unpack(payload: memoryview) -> Unpacked:
     return data, nonzero_extents(data)
 
 
-def _identity(payload: memoryview, status: os.stat_result) -> str:
+def _identity(samples: memoryview, status: os.stat_result) -> str:
+    # No CRC-32: that of data with its own CRC-32 behind it, as gzip has it, is always the same.
     fields = (
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
-        _sample(payload),
+        zlib.adler32(samples),
     )  # fmt: skip
     return "-".join([f"{field:x}" for field in fields]) + ".of"
 
 
-def _sample(payload: memoryview) -> int:
-    """An Adler-32 of the beginning, the end, and what lies evenly between.
-
-    No CRC-32: that of data with its own CRC-32 behind it, as gzip has it, is always the same.
-    """
-    checksum = zlib.adler32(payload[-SAMPLE:])
-    for start in range(0, len(payload), SAMPLE_STEP):
-        checksum = zlib.adler32(payload[start : start + SAMPLE], checksum)
-    return checksum
+def _samples(payload: memoryview) -> memoryview:
+    """The end, the beginning, and what lies evenly between; the last 4 KiB come first."""
+    starts = range(0, len(payload), SAMPLE_STEP)
+    return steady([payload[-SAMPLE:], *(payload[at : at + SAMPLE] for at in starts)])
 
 
 def _load(path: str, payload: memoryview, size: int) -> Unpacked | None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from errno import EFAULT
 
-from kvmkit.errors import KvmkitError
+from kvmkit.errors import FileTrouble, KvmkitError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["map_file", "map_open_file"]
+__all__ = ["map_file", "map_open_file", "steady"]
+
+_MOST_PIECES = 1024  # IOV_MAX
 
 
 def map_file(
@@ -61,6 +65,35 @@ def map_open_file(
         raise error(f"{path}: {what} is neither a file nor a pipe")
     except (OSError, ValueError) as problem:
         raise error(f"{path}: {what} cannot be read: {_reason(problem)}") from None
+
+
+def steady(pieces: Sequence[memoryview]) -> memoryview:
+    """A copy of pieces of a mapped file, one after the other.
+
+    A mapped file that somebody makes shorter, as a build does that writes it anew, is
+    a SIGBUS for whoever looks at what is gone, and the end of the process. The kernel
+    looks for us, and says EFAULT. Raises FileTrouble then.
+    """
+    size = sum(len(piece) for piece in pieces)
+    if not size:
+        return memoryview(b"")
+    descriptor = os.memfd_create("kvmkit-copy", os.MFD_CLOEXEC)
+    try:
+        for first in range(0, len(pieces), _MOST_PIECES):
+            rest = list(pieces[first : first + _MOST_PIECES])
+            while rest:
+                done = os.writev(descriptor, rest)
+                while rest and done >= len(rest[0]):
+                    done -= len(rest.pop(0))
+                if rest:
+                    rest[0] = rest[0][done:]
+        return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+    except OSError as problem:
+        if problem.errno == EFAULT:
+            raise FileTrouble("a file became shorter while it was read", "Try again.") from None
+        raise FileTrouble(f"no memory for a copy of a file: {problem.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def _reason(problem: Exception) -> str:

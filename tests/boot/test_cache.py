@@ -87,10 +87,10 @@ def test_fetch_sees_changed_content_behind_the_same_status(tmp_path: Path) -> No
 def test_samples_see_a_byte_that_changed(packer: str) -> None:
     """Wherever one byte of a kernel is another, the packed one's samples are others."""
     kernel = bytearray(elf64() + os.urandom(1 << 20))
-    before = cache._sample(memoryview(PACKERS[packer](bytes(kernel))))
+    before = bytes(cache._samples(memoryview(PACKERS[packer](bytes(kernel)))))
     for place in (5000, 1 << 19, len(kernel) - 1):
         kernel[place] ^= 1
-        assert cache._sample(memoryview(PACKERS[packer](bytes(kernel)))) != before
+        assert bytes(cache._samples(memoryview(PACKERS[packer](bytes(kernel))))) != before
         kernel[place] ^= 1
 
 
