@@ -190,5 +190,5 @@ class VirtioMmio:
 
     def restore(self, state: VirtioMmioState) -> None:
         self._interrupt = state.interrupt
-        self.transport.restore(state.transport)
+        self.transport.restore(state.transport, self.transport.notify)
         self._line(bool(self._interrupt))

@@ -295,7 +295,7 @@ class VirtioPci(PciFunction):
 
     def restore_device(self, state: VirtioPciState) -> None:
         self._isr = state.isr
-        self.transport.restore(state.transport)
+        self.transport.restore(state.transport, self.notify)
 
 
 class _Registers:

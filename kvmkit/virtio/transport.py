@@ -342,8 +342,13 @@ class Transport:
             device=self.device.state(),
         )
 
-    def restore(self, state: TransportState) -> None:
-        """Become ``state``; the guest's memory must be as it was then."""
+    def restore(self, state: TransportState, notify: Callable[[int], None]) -> None:
+        """Become ``state``; the guest's memory must be as it was then.
+
+        ``notify(queue)`` is called for each live queue a little later: a notification
+        that was on its way when the state was taken (an ioeventfd) is not in it, and
+        one too many does no harm.
+        """
         self._stop_all()
         self._resetting = False
         self.status = state.status
@@ -357,6 +362,13 @@ class Transport:
         self.vectors_changed()
         self.guarded(lambda: self._restore_rings(state.rings))
         self.device.restore(state.device)
+        if self.live:
+            self.host.call_soon(lambda: self._notify_all(notify))
+
+    def _notify_all(self, notify: Callable[[int], None]) -> None:
+        for queue in self.device.queues:
+            if queue.alive:
+                notify(queue.index)
 
     def _restore_rings(self, rings: tuple[Any, ...]) -> None:
         for index, ring in enumerate(rings):

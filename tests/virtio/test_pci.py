@@ -440,6 +440,19 @@ def test_state_moves_to_another_machine(packed):
     assert other.msi == [(0xFEE0_0000, 1)]
 
 
+def test_notification_on_its_way_is_not_lost():
+    """A request whose notification was not seen before the state was taken is served."""
+    rig = Rig().start()
+    rig.rings[0].add([b"abc"], [3])
+    other = Rig()
+    other.host.ram.data[:] = rig.host.ram.data
+    rig.rings[0].ram = other.host.ram
+    other.function.restore(rig.function.state())
+    assert other.function.state() == rig.function.state()
+    other.host.turn()
+    assert [answer for _, answer in rig.rings[0].collect()] == [b"cba"]
+
+
 def test_state_of_a_device_at_rest():
     """Before any driver came."""
     rig = Rig()
