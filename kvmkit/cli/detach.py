@@ -1,8 +1,8 @@
 """``kvmkit run --detach``: a VM in the background, once it is up.
 
 The process forks before anything of the VM exists. The child becomes a session
-of its own (setsid(2), credentials(7)) and boots; the parent waits for its word on a pipe: up, or the
-reason why not. From then on the VM has no terminal and no output but its log.
+of its own (setsid(2)) and boots; the parent waits for its word on a pipe: up, or
+the reason why not. From then on the VM has no terminal and no output but its log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from kvmkit.errors import GuestEnded, KvmkitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmkit.cli.options import Parsed
 
 __all__ = ["detach"]
@@ -25,6 +27,8 @@ _DIED = 125
 
 def detach(options: Parsed) -> int:
     """Start the VM, wait until it is up, print its name; 0. The reason's exit code if it fails."""
+    if not options["detach"]:
+        raise UsageError("--no-wait goes with --detach")
     if options["console"] == "tty":
         options.values["console"] = "none"
     read, write = os.pipe2(os.O_CLOEXEC)
@@ -110,13 +114,12 @@ def _in_background(options: Parsed, tell: int) -> int:
     return code
 
 
-def _live(options: Parsed, null: int, say: object) -> int:
+def _live(options: Parsed, null: int, say: Callable[[bytes], None]) -> int:
     import gc
 
     from kvmkit.backends.terminal import Terminal
     from kvmkit.cli.session import Stage
 
-    assert callable(say)
     with Terminal(null, null) as terminal, Stage(options, terminal) as stage:
         vm = stage.make_vm()
         try:
@@ -125,8 +128,6 @@ def _live(options: Parsed, null: int, say: object) -> int:
             gc.enable()
             if not options["no_wait"]:
                 vm.wait_for("up")
-            elif options["detach"] is False:
-                raise UsageError("--no-wait is for --detach")
             say(_UP + vm.name.encode())
             os.dup2(null, 2)
             vm.wait()

@@ -107,10 +107,10 @@ def find_vm(address: str) -> RunningVm:
 
 
 def find_vms(addresses: list[str], *, all: bool = False) -> list[RunningVm]:
-    """The VMs named, each once; with ``all`` every one of the caller's."""
+    """The VMs named, each once; with ``all`` every one in the caller's own directory."""
     if all:
-        own = os.geteuid()
-        return [vm for vm in list_vms() if vm.uid == own]
+        own = runtime_directory()
+        return [vm for vm in list_vms() if os.path.dirname(vm.path) == own]
     return [find_vm(address) for address in dict.fromkeys(addresses)]
 
 
