@@ -46,6 +46,12 @@ _FILES = (_STATE, _MEMORY, _CHECKSUM, STAMP)
 _STATE_MAX = 64 << 20
 _CPUS_MAX = 64
 
+_RECORDS = {
+    "kvm": ("kvmkit.engine.kvm.engine", "kvmkit.engine.kvm.state"),
+    "soft": ("kvmkit.board.model_chips",),
+}
+"""Where the classes are of what only boards on one engine have in their state."""
+
 _HEAD = {"kvmkit": "str", "name": "str", "saved": "int", "memory": "int"}
 _PARTS = {"extents": list, "config": dict, "state": dict}
 _CONFIG = {"kernel": "str", "initrd": "tuple[str, ...]", "cmdline": "str", "cpus": "int"}
@@ -123,6 +129,8 @@ class Snapshot:
 
     def state(self, like: Any) -> Any:
         """The machine's state, a record as ``like``. Raises BadSnapshot if it is none."""
+        for module in _RECORDS.get(self.engine, ()):
+            __import__(module)  # only classes that are there are made
         return decode(self.head["state"], f"{self.path}: state", like)
 
     def resident(self) -> int:

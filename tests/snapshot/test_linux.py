@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_a_guest_under_load_goes_on(kernel, busybox, tmp_path, cpus):
         vm.start()
         watcher.wait(4)
         lags.append(min(watcher.lag))
-    steps = [abs(after - before) for before, after in zip(lags, lags[1:], strict=False)]
+    steps = [abs(after - before) for before, after in pairwise(lags)]
     assert max(steps) < STEP, steps
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from kvmkit.engine.cpu import CpuState
     from kvmkit.engine.engine import Bus, Vcpu
+    from kvmkit.engine.kvm.kvm import CpuidEntry
     from kvmkit.engine.kvm.loop import Handler
     from kvmkit.engine.kvm.state import VcpuRest
     from kvmkit.engine.kvm.vcpu_fd import VcpuFd
@@ -411,6 +412,29 @@ class KvmEngine:
         if self._msr_indices is None:
             self._msr_indices = self._system.msr_indices()
         return self._msr_indices
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        """What this host's KVM and processor could announce to a guest."""
+        return self._system.supported_cpuid()
+
+    @property
+    def tsc_hz(self) -> int:
+        """The frequency of the vCPUs' time-stamp counters; 0 if KVM does not tell."""
+        try:
+            return self._cpus[0].fd.tsc_khz() * 1000
+        except OSError:
+            return 0
+
+    def set_tsc_hz(self, hz: int) -> int:
+        """Ask for counters of another frequency, which takes a processor that can scale them;
+        before :meth:`start`. The frequency they have then."""
+        if hz and hz != self.tsc_hz:
+            try:
+                for vcpu in self._cpus:
+                    vcpu.fd.set_tsc_khz(hz // 1000)
+            except OSError:
+                pass  # not with this processor
+        return self.tsc_hz
 
     def chips(self) -> KvmChips:
         """The in-kernel interrupt chips, timer and clock."""

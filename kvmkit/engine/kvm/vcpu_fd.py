@@ -249,6 +249,10 @@ class VcpuFd:
         """KVM_GET_TSC_KHZ."""
         return call(self.fd, abi.KVM_GET_TSC_KHZ)
 
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ. Raises OSError where the processor cannot scale its counter."""
+        call(self.fd, abi.KVM_SET_TSC_KHZ, khz)
+
     def stats(self) -> dict[str, int]:
         """KVM_GET_STATS_FD: the vCPU's counters by name; of a histogram the sum."""
         from kvmkit.engine.kvm.stats import read_stats
