@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,26 @@ def test_nonsense_is_answered_and_survived(link: Link) -> None:
     assert link.run("echo", "fine").streams[1] == b"fine\n"
     with link.lock:
         program.session.close()
+
+
+def test_random_frames_are_survived(link: Link) -> None:
+    """Orders, data and all else at random, for sessions that are there and not."""
+    chance = random.Random(3)
+    answers: list[bytes] = []
+    kinds = [kind for kind in range(20) if kind not in (protocol.HELLO, protocol.POWER)]
+    pieces = (b"arg=", b"env=", b"cwd=", b"user=", b"mode=tty", b"groups=1,2,,x", b"rows=9", b"=")
+    with link.lock:
+        link.client.latency = answers.append
+        for _ in range(400):
+            payload = b"\0".join(chance.choices(pieces, k=chance.randrange(6)))
+            payload = chance.choice((payload, chance.randbytes(chance.randrange(300))))
+            frame = (chance.choice(kinds), chance.randrange(900, 980), chance.randrange(4))
+            link.entry.feed(protocol.encode(*frame, payload))
+        for ident in range(900, 980):
+            link.entry.feed(protocol.encode(protocol.CLOSE, ident))
+        link.entry.feed(protocol.encode(protocol.PING, 0, 0, b"alive"))
+    link.until(lambda: b"alive" in answers)
+    assert link.run("echo", "fine").streams[1] == b"fine\n"
 
 
 def test_power_off_by_order(guest: tuple[Guest, Link]) -> None:

@@ -12,6 +12,7 @@ from kvmkit.board.power import EndKind
 from kvmkit.guest.command import command_archive
 from kvmkit.guest.console_input import END_OF_INPUT, encode_input
 from kvmkit.guest.initramfs import busybox_initramfs
+from kvmkit.guest.instructions import instructions, instructions_archive, order_records
 from tests.guest.guests import Guest, init_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.soft]
@@ -112,3 +113,38 @@ def test_what_programs_expect_is_mounted(boot: Boot) -> None:
     assert "0" in lines
     assert b"127.0.0.1" in output
     assert b"UP LOOPBACK RUNNING" in output
+
+
+def test_agent_mounts_and_changes_the_root(kernel: Path, busybox: Path, tmp_path: Path) -> None:
+    """Mounts in their order, flags among the options, directories made; then another root."""
+    script = "echo /*; cut -d' ' -f2,3,4 /proc/mounts; touch /bin/x; cat /proc/1/comm"
+    records = [
+        *order_records(["sh", "-c", script]),
+        *(("mount", "/new/root"), ("type", "tmpfs"), ("options", "size=1m,nosuid,mode=700")),
+        *(("mount", "/new/root/bin"), ("source", "/bin"), ("options", "bind,ro")),
+        ("root", "/new/root"),
+    ]
+    initrd = busybox_initramfs(busybox, init=init_program("agent"))
+    archive = instructions_archive(instructions(records))
+    with Guest(kernel, tmp_path, initrd + archive) as guest:
+        output, reports, _ = guest.finish()
+    first, *lines = output.decode().splitlines()
+    assert first == "/bin /dev /proc /run /sys /tmp"
+    mounts = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("/")}
+    assert mounts["/"][0] == "tmpfs"
+    assert {"nosuid", "size=1024k", "mode=700"} <= set(mounts["/"][1].split(","))
+    assert mounts["/bin"][1].startswith("ro")
+    assert "touch: /bin/x: Read-only file system" in lines
+    assert reports == ["ready", "exit 0"]
+
+
+def test_agent_says_which_mount_failed(kernel: Path, busybox: Path, tmp_path: Path) -> None:
+    """The command does not run without what it was to find."""
+    records = [*order_records(["echo", "ran"]), ("mount", "/x"), ("type", "nosuchfs")]
+    initrd = busybox_initramfs(busybox, init=init_program("agent"))
+    archive = instructions_archive(instructions(records))
+    with Guest(kernel, tmp_path, initrd + archive) as guest:
+        output, reports, ending = guest.finish()
+    assert output == b""
+    assert reports == ["trouble mount /x 19", "exit 125"]
+    assert ending.status == 125
