@@ -247,7 +247,7 @@ class VM(View):
         """
         from kvmkit.board.state import state_of
         from kvmkit.snapshot.format import save
-        from kvmkit.snapshot.machine import about
+        from kvmkit.snapshot.machine import about, loose_initrds
 
         board = self.board
         with board.control:
@@ -256,7 +256,8 @@ class VM(View):
             try:
                 for device in board.virtio:
                     device.drain()
-                save(os.fspath(path), board.ram, state_of(board), about(self))
+                files = loose_initrds(self)
+                save(os.fspath(path), board.ram, state_of(board), about(self), files=files)
             finally:
                 if running:
                     board.resume()

@@ -26,6 +26,7 @@ COMMANDS = {
     "stat": "a VM's counters: exits, interrupts, accesses",
     "debug": "registers, code and stack of a VM's CPUs",
     "rename": "give a running VM another name",
+    "snapshot": "save running VMs in directories, and go on from there",
     "image": "fetch, list and remove kernels and other guest parts",
     "doctor": "say which CPU engine will be used, why, and what is missing",
     "completion": "print the completion script for bash, zsh or fish",

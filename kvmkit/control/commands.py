@@ -78,6 +78,7 @@ class Commands:
             "kvmkit-debug": lambda _: self._debug(),
             "kvmkit-sysrq": self._sysrq,
             "kvmkit-memory": self._memory,
+            "kvmkit-snapshot": self._snapshot,
         }
 
     def execute(self, name: str, arguments: Arguments) -> Any:
@@ -227,6 +228,15 @@ class Commands:
             if heard:
                 port.receive(key)
         return {"heard": heard}
+
+    def _snapshot(self, arguments: Arguments) -> dict[str, Any]:
+        path = arguments["path"]
+        if not os.path.isabs(path) or "\0" in path:
+            raise CommandFailed(f"expected an absolute path, found {path!r}")
+        if self._vm.ending is not None:
+            raise CommandFailed(f"the VM has ended: {self._vm.ending.reason}")
+        self._vm.snapshot(path)
+        return {}
 
     def _memory(self, arguments: Arguments) -> dict[str, Any]:
         size, address = arguments["size"], arguments["address"]

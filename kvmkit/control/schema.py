@@ -139,6 +139,7 @@ COMMANDS: dict[str, tuple[dict[str, str], str]] = {
     "quit": ({}, "Empty"),
     "human-monitor-command": ({"command-line": "str", "*cpu-index": "int"}, "str"),
     "kvmkit-info": ({}, "KvmkitInfo"),
+    "kvmkit-snapshot": ({"path": "str"}, "Empty"),
     "kvmkit-rename": ({"name": "str"}, "Empty"),
     "kvmkit-powerdown": ({}, "KvmkitHeard"),
     "kvmkit-log": ({"*source": "KvmkitLogSource"}, "KvmkitLog"),

@@ -5,6 +5,7 @@
 ``memory``      the guest's RAM (:mod:`kvmkit.snapshot.pages`)
 ``checksum``    SHA-256 of ``state.json``, as sha256sum(1) writes and checks it
 ``checked``     that the memory was found whole (:mod:`kvmkit.snapshot.stamp`)
+``initrd0``...  archives that were no files of the user's
 =============  ==============================================================
 
 It is made aside and put in its place (:mod:`kvmkit.snapshot.place`), so that a
@@ -42,7 +43,11 @@ __all__ = ["FORMAT", "Snapshot", "is_snapshot", "remove", "save"]
 FORMAT = 1
 
 _STATE, _MEMORY, _CHECKSUM = "state.json", "memory", "checksum"
-_FILES = (_STATE, _MEMORY, _CHECKSUM, STAMP)
+INITRD = "initrd{}"
+"""An archive that existed in the VM's process only; for when the guest is reset."""
+
+_MOST_INITRDS = 16
+_FILES = (_STATE, _MEMORY, _CHECKSUM, STAMP, *map(INITRD.format, range(_MOST_INITRDS)))
 _STATE_MAX = 64 << 20
 _CPUS_MAX = 64
 
@@ -156,16 +161,20 @@ def save(
     state: Any,
     about: dict[str, Any],
     progress: Progress | None = None,
+    files: dict[str, bytes] | None = None,
 ) -> None:
     """Save a machine that stands still in directory ``path``, in place of a snapshot there.
 
-    ``about`` is plain data for ``info``, with ``config``. Raises FileTrouble.
+    ``about`` is plain data for ``info``, with ``config``; ``files`` named as :data:`INITRD`
+    says are kept with it. Raises FileTrouble.
     """
     path = os.path.abspath(path)
     if os.path.lexists(path) and not is_snapshot(path):
         raise FileTrouble(f"{path} exists and is no snapshot", "name another directory")
     try:
-        put_directory(path, _FILES, lambda aside: _write(aside, ram, state, about, progress))
+        put_directory(
+            path, _FILES, lambda aside: _write(aside, ram, state, about, progress, files or {})
+        )
     except OSError as error:
         raise FileTrouble(f"{path} cannot be written: {error.strerror}") from None
 
@@ -185,7 +194,12 @@ def remove(path: str) -> None:
 
 
 def _write(
-    aside: str, ram: GuestMemory, state: Any, about: dict[str, Any], progress: Progress | None
+    aside: str,
+    ram: GuestMemory,
+    state: Any,
+    about: dict[str, Any],
+    progress: Progress | None,
+    files: dict[str, bytes],
 ) -> None:
     encoded = encode(state)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -197,6 +211,8 @@ def _write(
         head = {"format": FORMAT, **about, "memory": ram.size, "extents": extents}
         text = _text({**head, "state": encoded})
         digest = sha256(text).hexdigest()
+        for name, data in files.items():
+            write_file(os.path.join(aside, name), data)
         write_file(os.path.join(aside, _STATE), text)
         write_file(os.path.join(aside, _CHECKSUM), f"{digest}  {_STATE}\n".encode())
         stamp(aside, fd, digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from kvmkit.errors import BadSnapshot
-from kvmkit.snapshot.format import Snapshot
+from kvmkit.snapshot.format import INITRD, Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from kvmkit.vm import VM
 
-__all__ = ["about", "config_of", "make", "open_vm"]
+__all__ = ["about", "config_of", "loose_initrds", "make", "open_vm"]
+
+_OURS = "/proc/self/fd/"
 
 
 def about(vm: VM) -> dict[str, Any]:
@@ -30,11 +32,24 @@ def about(vm: VM) -> dict[str, Any]:
     }
 
 
+def loose_initrds(vm: VM) -> dict[str, bytes]:
+    """The archives that go with this process, by the names that :func:`config_of` gives them."""
+    found = {}
+    for index, path in enumerate(vm.initrds):
+        if path.startswith(_OURS):
+            with open(path, "rb") as file:
+                found[INITRD.format(index)] = file.read()
+    return found
+
+
 def config_of(vm: VM) -> dict[str, Any]:
     """How ``vm`` was made, in plain values; its memory's size is the memory's."""
     return {
         "kernel": os.path.abspath(vm.kernel),
-        "initrd": [os.path.abspath(path) for path in vm.initrds],
+        "initrd": [
+            INITRD.format(index) if path.startswith(_OURS) else os.path.abspath(path)
+            for index, path in enumerate(vm.initrds)
+        ],
         "cmdline": vm.cmdline,
         "cpus": vm.config.cpus,
         "reboot": vm.config.reboot,
@@ -75,7 +90,10 @@ def open_vm(
         if check:
             snapshot.check()
         wanted = snapshot.engine if engine == "auto" else engine
-        vm = make(cls, snapshot.config, snapshot.memory, engine=wanted, **options)
+        config = snapshot.config
+        folder = os.path.abspath(path)
+        config["initrd"] = [os.path.join(folder, name) for name in config["initrd"]]
+        vm = make(cls, config, snapshot.memory, engine=wanted, **options)
     except BaseException as error:
         snapshot.close()
         if isinstance(error, BadSnapshot) and path not in str(error):
