@@ -102,6 +102,9 @@ def open_layer(
         from kvmkit.backends.raw import RawDisk
 
         return RawDisk(fd, path, read_only=read_only, guessed=guessed)
+    except OSError as error:
+        os.close(fd)
+        raise FileTrouble(f"{path}: the disk: {error.strerror}") from None
     except BaseException:
         os.close(fd)
         raise

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RawDisk", "read_cached", "read_fully", "write_fully", "write_zeroes"]
+__all__ = ["RawDisk", "punch", "read_cached", "read_fully", "write_fully", "write_zeroes"]
 
 _ZEROES = bytes(1 << 20)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # linux/falloc.h
@@ -33,6 +33,7 @@ class RawDisk:
     def __init__(self, fd: int, path: str, *, read_only: bool, guessed: bool = False) -> None:
         self._fd = fd
         self._guessed = guessed
+        self._lost: OSError | None = None
         self.read_only = read_only
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
@@ -69,22 +70,20 @@ class RawDisk:
 
     def flush(self) -> None:
         """See :class:`kvmkit.backends.disk.Disk`."""
-        if not self.read_only:
+        if self.read_only:
+            return
+        if self._lost is not None:
+            raise self._lost
+        try:
             os.fdatasync(self._fd)
+        except OSError as error:
+            # The kernel has forgotten what it could not write; a second try would succeed.
+            self._lost = error
+            raise
 
     def discard(self, offset: int, size: int) -> None:
         """See :class:`kvmkit.backends.disk.Disk`."""
-        try:
-            if self._is_device:
-                import fcntl
-                from struct import pack
-
-                fcntl.ioctl(self._fd, _BLKDISCARD, pack("<QQ", offset, size))
-            else:
-                _fallocate(self._fd, _PUNCH_HOLE_KEEP_SIZE, offset, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY):
-                raise
+        punch(self._fd, offset, size, is_device=self._is_device)
 
     def write_zeroes(self, offset: int, size: int, *, unmap: bool) -> None:
         """See :class:`kvmkit.backends.disk.Disk`."""
@@ -118,6 +117,21 @@ def read_fully(fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
             return
         offset += done
         _advance(left, done)
+
+
+def punch(fd: int, offset: int, size: int, *, is_device: bool = False) -> None:
+    """Give the range's room back to the host, where that is possible."""
+    try:
+        if is_device:
+            import fcntl
+            from struct import pack
+
+            fcntl.ioctl(fd, _BLKDISCARD, pack("<QQ", offset, size))
+        else:
+            _fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY):
+            raise
 
 
 def read_cached(fd: int, offset: int, buffers: Sequence[memoryview]) -> bool:
