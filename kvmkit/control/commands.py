@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kvmkit.board.board import Board
+    from kvmkit.control.look import Counters
     from kvmkit.vm import VM
 
     Arguments = dict[str, Any]
@@ -46,6 +47,7 @@ class Commands:
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
+        self._counters: Counters | None = None
         self.handlers: dict[str, Callable[[Arguments], Any]] = {
             "query-status": lambda _: self._status(),
             "query-name": lambda _: {"name": vm.name},
@@ -207,9 +209,16 @@ class Commands:
         return {}
 
     def _stat(self) -> dict[str, Any]:
-        from kvmkit.control.look import statistics
+        if self._counters is None:
+            from kvmkit.control.look import Counters
 
-        return statistics(self._board)
+            self._counters = Counters(self._board)
+        return self._counters.read()
+
+    def close(self) -> None:
+        """Let go of what commands have opened."""
+        if self._counters is not None:
+            self._counters.close()
 
     def _debug(self) -> list[dict[str, Any]]:
         from kvmkit.control.look import debug_cpus

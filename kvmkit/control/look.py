@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvmkit.board.memory import GuestMemory
     from kvmkit.engine.cpu import CpuState
 
-__all__ = ["debug_cpus", "read_virtual", "registers", "stack_lines", "statistics"]
+__all__ = ["Counters", "debug_cpus", "read_virtual", "registers", "stack_lines"]
 
 _STACK_WORDS = 16
 _CR0_PE = 1
@@ -25,35 +25,75 @@ _CS_LONG = 1 << 13
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs", "ldt", "tr")
 
 
-def statistics(board: Board) -> dict[str, Any]:
-    """KvmkitStat: the engine's counters since the start, and bytes per serial line.
+class Counters:
+    """The counters of a machine's engine, since its start, and bytes per serial line.
 
-    The names are the engine's own: KVM's binary statistics, the software CPU's counts.
+    Names are the engine's own: KVM's binary statistics, the software CPU's counts.
+    The CPUs are stopped once, to open KVM's; reading them then disturbs nobody.
     """
-    engine: Any = board.engine
-    machine: dict[str, int] = {}
-    cpus: list[dict[str, int]] = [{} for _ in engine.vcpus]
-    try:
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._descriptors: list[int] | None = None
+
+    def read(self) -> dict[str, Any]:
+        """KvmkitStat."""
+        board = self._board
+        engine: Any = board.engine
+        machine: dict[str, int] = {}
+        cpus: list[dict[str, int]] = [{} for _ in engine.vcpus]
         if engine.name == "kvm":
-            cpus = [vcpu.fd.stats() for vcpu in engine.vcpus]
+            from kvmkit.engine.kvm.stats import read_counters
+
+            cpus = [read_counters(fd) for fd in self._open()] or cpus
             for name in cpus[0]:
                 machine[name] = sum(counts.get(name, 0) for counts in cpus)
         else:
             machine = engine.core.stats()
-    except OSError:  # a KVM before Linux 5.14 keeps no such counters
-        pass
-    serial = board.serial
-    return {
-        "time": monotonic(),
-        "engine": engine.name,
-        "machine": machine,
-        "cpus": [{"cpu-index": index, "counts": counts} for index, counts in enumerate(cpus)],
-        "serial": [
-            {"name": "console", "sent": serial.console.count},
-            {"name": "kernel-log", "sent": serial.kernel_log.count},
-        ],
-        "memory-used": board.ram.resident(),
-    }
+        serial = board.serial
+        return {
+            "time": monotonic(),
+            "engine": engine.name,
+            "machine": machine,
+            "cpus": [{"cpu-index": index, "counts": counts} for index, counts in enumerate(cpus)],
+            "serial": [
+                {"name": "console", "sent": serial.console.count},
+                {"name": "kernel-log", "sent": serial.kernel_log.count},
+            ],
+            "memory-used": board.ram.resident(),
+        }
+
+    def _open(self) -> list[int]:
+        """The descriptors of all vCPUs; none where KVM has no such counters (before 5.14)."""
+        if self._descriptors is None:
+            from kvmkit.engine.kvm.stats import open_stats
+
+            board = self._board
+            self._descriptors = []
+            with board.control:
+                running = not board.paused
+                if running:
+                    board.engine.pause()
+                try:
+                    vcpus: Any = board.engine.vcpus
+                    for vcpu in vcpus:
+                        self._descriptors.append(open_stats(vcpu.fd.fd))
+                except OSError:
+                    self.close()
+                    self._descriptors = []
+                finally:
+                    if running:
+                        board.engine.resume()
+        return self._descriptors
+
+    def close(self) -> None:
+        """Close what is open. Callable twice."""
+        descriptors, self._descriptors = self._descriptors, None
+        if descriptors:
+            import os
+
+            for fd in descriptors:
+                os.close(fd)
 
 
 def debug_cpus(board: Board) -> list[dict[str, Any]]:

@@ -126,6 +126,7 @@ class Server:
         """Let all clients go, with what they can take at once. When the loop has stopped."""
         self.closing = True
         self.vm.off(self._event)
+        self.commands.close()
         for client in tuple(self.clients):
             client.finish()
 
