@@ -352,6 +352,8 @@ class Board:
                 self._paused = False
                 self.clock.resume()
                 self._let_cpus_run()
+                for device in self.virtio:
+                    device.resumed()
                 self._tell("resume")
 
     def _stop_cpus(self) -> None:

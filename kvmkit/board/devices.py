@@ -41,6 +41,27 @@ class BoardHost:
         """Log one line about what the guest did wrong."""
         self._board.warn(text)
 
+    @property
+    def paused(self) -> bool:
+        """Whether nothing from outside may reach the guest now; read under the lock."""
+        return self._board.paused or self._board.bus.frozen
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call ``callback(events)`` on the I/O thread, without the lock, when ``fd`` has one
+        of ``events`` (epoll(7)); 0 for none. From any thread, in the order of the calls."""
+        loop = self._board.loop
+
+        def act() -> None:
+            if events:
+                loop.watch(fd, events, callback)
+            else:
+                loop.unwatch(fd)
+
+        if loop.inside:
+            act()
+        else:
+            loop.call_soon(act)
+
 
 class KernelNotify:
     """Notifications that KVM takes without stopping the vCPU: an ioeventfd for each queue.

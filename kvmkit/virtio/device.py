@@ -71,6 +71,9 @@ class VirtioDevice:
 
     # Told by the transport: override what matters
 
+    def attached(self) -> None:
+        """There is a transport, and a host around it. Not under the lock; before the start."""
+
     def accepts(self, features: int) -> bool:
         """Whether the device works with these features, of those offered; else the
         driver finds FEATURES_OK cleared."""
@@ -109,6 +112,12 @@ class VirtioDevice:
         """Wait until every request in flight is done, for a snapshot or a machine's reset.
 
         Called without the lock, with the CPUs stopped.
+        """
+
+    def resumed(self) -> None:
+        """The machine goes on after a pause, during which nothing may change its memory.
+
+        Called without the lock.
         """
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from kvmkit.virtio.queue import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
     from kvmkit.virtio.memory import GuestRam
@@ -221,6 +222,36 @@ class PackedQueue(Queue):
         # The flags last, as stores are ordered on x86: they hand the descriptor over.
         self._words[8 * at + _FLAGS_WORD] = flags | DESC_WRITE if written else flags
         self._next_used = (position + chain.count) % (2 * size)
+
+    def push_all(self, filled: Sequence[tuple[Chain, int]]) -> None:
+        """See :meth:`Queue.push_all`."""
+        self.in_flight -= len(filled)
+        if not self.alive or not filled:
+            return
+        size, first = self.size, self._next_used
+        position = first
+        flags: list[tuple[int, int]] = []
+        for chain, written in filled:
+            if written:
+                chain.tell_memory(written)
+                written = min(written, _MAX_WRITTEN)
+            self._taken -= chain.count
+            wrap = position < size
+            at = position if wrap else position - size
+            _pack_used(self._ring, DESC_SIZE * at + 8, written, chain.head)
+            owner = _OWNER if wrap else 0
+            flags.append((8 * at + _FLAGS_WORD, owner | DESC_WRITE if written else owner))
+            position = (position + chain.count) % (2 * size)
+        # The driver looks at the first: handed over last, it hands over all.
+        for word, value in reversed(flags):
+            self._words[word] = value
+        self._next_used = position
+
+    def unpop(self, chain: Chain) -> None:
+        """See :meth:`Queue.unpop`."""
+        self.in_flight -= 1
+        self._taken -= chain.count
+        self._next_avail = (self._next_avail - chain.count) % (2 * self.size)
 
     def needs_interrupt(self) -> bool:
         """See :meth:`Queue.needs_interrupt`."""

@@ -20,6 +20,7 @@ from kvmkit.virtio.memory import QueueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Final
 
     from kvmkit.virtio.memory import GuestRam
@@ -90,6 +91,16 @@ class Queue:
     def push(self, chain: Chain, written: int | None = None) -> None:
         """Give a request back; the first ``written`` bytes of its writable part are filled
         (None: what :meth:`Chain.write` stored). Any order is allowed."""
+
+    def push_all(self, filled: Sequence[tuple[Chain, int]]) -> None:
+        """Give several requests back at once, each with its ``written``: the driver sees
+        all of them or none. For a packet that fills several buffers (5.1.6.4)."""
+
+    def unpop(self, chain: Chain) -> None:
+        """Take back the last :meth:`pop`, as if it had not been: it will be popped again.
+
+        Several are taken back in reverse order.
+        """
 
     def needs_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since the last call."""
@@ -265,6 +276,27 @@ class SplitQueue(Queue):
         _pack_used(self._used, 4 + 8 * (used & self._mask), chain.head, written)
         self._next_used = used = used + 1 & 0xFFFF
         self._used_words[1] = used  # after the element, as stores are ordered on x86
+
+    def push_all(self, filled: Sequence[tuple[Chain, int]]) -> None:
+        """See :meth:`Queue.push_all`."""
+        self.in_flight -= len(filled)
+        if not self.alive:
+            return
+        used, mask, ring = self._next_used, self._mask, self._used
+        for chain, written in filled:
+            if written:
+                chain.tell_memory(written)
+                written = min(written, _MAX_WRITTEN)
+            _pack_used(ring, 4 + 8 * (used & mask), chain.head, written)
+            used += 1
+        self._next_used = used = used & 0xFFFF
+        self._used_words[1] = used
+
+    def unpop(self, chain: Chain) -> None:
+        """See :meth:`Queue.unpop`."""
+        self.in_flight -= 1
+        if self.alive:
+            self._last_avail = self._last_avail - 1 & 0xFFFF
 
     def needs_interrupt(self) -> bool:
         """See :meth:`Queue.needs_interrupt`."""

@@ -101,6 +101,7 @@ class Transport:
         """Called when a queue has another vector, for who interrupts without us."""
         self._forget()
         device.transport = self
+        device.attached()
 
     def _forget(self) -> None:
         """The state after a reset (2.4.1)."""
