@@ -26,7 +26,7 @@ __all__ = ["VmConfig"]
 
 MIB = 1 << 20
 _ENGINES = ("auto", "kvm", "soft")
-_PATHS = ("kernel", "initrd", "kernel_log")
+_PATHS = ("kernel", "initrd", "kernel_log", "disks")
 _MOST = 1 << 20  # bytes of a file
 
 
@@ -49,6 +49,7 @@ class VmConfig(Record, kw_only=True):
     reboot: bool = True
     huge_pages: str = ""
     bare_cmdline: bool = False
+    disks: tuple[str, ...] = ()
 
     def check(self) -> Self:
         """Itself; raises UsageError naming the field whose value cannot be meant."""
@@ -69,6 +70,11 @@ class VmConfig(Record, kw_only=True):
             value = getattr(self, name)
             if "\0" in (value if isinstance(value, str) else "".join(_texts(value))):
                 raise _wrong(name, "text without zero bytes", value)
+        if self.disks:
+            from kvmkit.backends.disk_options import parse_disk
+
+            for disk in self.disks:
+                parse_disk(disk)
         if "\n" in self.cmdline:
             raise _wrong("cmdline", "one line", self.cmdline)
         try:
@@ -95,6 +101,7 @@ class VmConfig(Record, kw_only=True):
         """Plain values, for any format; sizes as text where that is exact."""
         found = asdict(self)
         found["initrd"] = list(self.initrd)
+        found["disks"] = list(self.disks)
         if self.memory % MIB == 0:
             found["memory"] = f"{self.memory // MIB}M"
         return found
@@ -259,4 +266,5 @@ _CONVERT = {
     "reboot": _bool,
     "huge_pages": _text,
     "bare_cmdline": _bool,
+    "disks": _paths,
 }

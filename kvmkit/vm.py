@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
+    from kvmkit.backends.disk_options import DiskOptions
     from kvmkit.board.board import Board
     from kvmkit.board.console import Sink
     from kvmkit.board.power import Ending
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kvmkit.devices.pci_device import PciDevice
     from kvmkit.engine.engine import Engine
     from kvmkit.snapshot.format import Snapshot
+    from kvmkit.virtio.block import Block
     from kvmkit.virtio.device import VirtioDevice
 
     PathLike = str | os.PathLike[str]
@@ -66,7 +68,8 @@ class VM(View):
     ``kernel_log`` is a file, descriptor or callable for the kernel's messages.
     ``timeout`` and ``hang_timeout`` are in seconds, None for no limit. Without
     ``reboot``, a guest that reboots ends. ``bare_cmdline`` gives the kernel
-    ``cmdline`` and nothing else.
+    ``cmdline`` and nothing else. ``disks`` are files, words as ``kvmkit run --disk``
+    takes them, or :class:`~kvmkit.backends.disk_options.DiskOptions`.
 
     Raises UsageError for values that cannot be meant; nothing is opened before
     :meth:`start`.
@@ -89,6 +92,7 @@ class VM(View):
         reboot: bool = True,
         huge_pages: str | None = None,
         bare_cmdline: bool = False,
+        disks: Sequence[PathLike | DiskOptions] = (),
     ) -> None:
         from kvmkit.board.config import BoardConfig
         from kvmkit.board.memory import check_size
@@ -107,6 +111,8 @@ class VM(View):
         self.cmdline = cmdline
         if not bare_cmdline:
             self.cmdline = command_line(cmdline, log=kernel_log is not None)
+        self.disks = tuple([_disk(disk) for disk in disks])
+        self._blocks: list[Block] = []
         self.engine_wanted = engine
         self._huge_pages = huge_pages
         self._bare_cmdline = bare_cmdline
@@ -163,6 +169,7 @@ class VM(View):
             reboot=board.reboot,
             huge_pages=self._huge_pages or "",
             bare_cmdline=self._bare_cmdline,
+            disks=tuple([str(disk) for disk in self.disks]),
         )
 
     # Life
@@ -181,12 +188,15 @@ class VM(View):
         try:
             self._claim_name()
             self._open_log()
+            self._open_disks()
             board = self._assemble(self._make_engine())
         except BaseException:
             self._let_go()
             raise
         self._board = board
         try:
+            while self._blocks:
+                board.add_device(self._blocks.pop(0))
             for device, options in self._devices:
                 board.add_device(device, **options)
             for listener in self._listeners:
@@ -481,17 +491,29 @@ class VM(View):
                 raise FileTrouble(f"{log}: the kernel log: {error.strerror}") from None
         self._board_config.kernel_log = (log,)
 
+    def _open_disks(self) -> None:
+        for disk in self.disks:
+            self._blocks.append(disk.open())
+
     def _let_go(self) -> None:
         """Give the name back, close the log if it is ours, and the kernel, which is mapped."""
         control, self.control = self.control, None
         if control is not None:
             control.close()
         self._image = None
+        while self._blocks:
+            self._blocks.pop().close()
         if self._snapshot is not None:
             self._snapshot.close()
         fd, self._log_fd = self._log_fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _disk(disk: PathLike | DiskOptions) -> DiskOptions:
+    from kvmkit.backends.disk_options import DiskOptions, parse_disk
+
+    return disk.check() if isinstance(disk, DiskOptions) else parse_disk(disk)
 
 
 def make_engine(wanted: str, cpus: int) -> Engine:

@@ -49,6 +49,16 @@ COMMAND = Command(
             default=1,
         ),
         Option(
+            "-d --disk",
+            "FILE[,ro][,snapshot][,format=raw|qcow2][,serial=TEXT][,queues=N]",
+            "a disk, /dev/vda in the guest: an image, raw or\n"
+            "qcow2, or a block device (docs/disks.md); with\n"
+            "snapshot, writes are forgotten at the end;\n"
+            "several are possible",
+            repeat=True,
+            complete="file",
+        ),
+        Option(
             "--device",
             "MODULE:CLASS[,ARGUMENT=VALUE...]",
             "a device of your own, from a Python module\n(docs/devices.md); several are possible",

@@ -29,6 +29,7 @@ def config_words(path: str) -> list[str]:
             words.append(f"{option}={value}")
     words.append(f"--mem={config.memory}B")
     words += [f"--initrd={path}" for path in config.initrd]
+    words += [f"--disk={disk}" for disk in config.disks]
     # the option has no way to say "never"; 30 years come near
     words.append(f"--hang-timeout={config.hang_timeout or 999_999_999}")
     if not config.reboot:
@@ -54,6 +55,7 @@ def dump(options: Parsed) -> str:
         timeout=options["timeout"] or 0,
         hang_timeout=0 if hang >= 999_999_999 else hang,
         reboot=not options["no_reboot"],
+        disks=tuple(options["disk"]),
         **more,
     )
     return config.check().to_toml()

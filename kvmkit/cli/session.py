@@ -97,9 +97,10 @@ class Stage:
         options = self._options
         more = {} if options["mem"] is None else {"memory": options["mem"]}
         command = self._command()
+        kernel = find_kernel(options["kernel"], options.words, command is not None)
         vm = VM(
-            find_kernel(options["kernel"], options.words, command is not None),
-            initrd=self._initrds(command),
+            kernel,
+            initrd=self._initrds(kernel, command),
             cmdline=self._parameters(command),
             cpus=options["cpus"],
             engine=options["engine"],
@@ -109,6 +110,7 @@ class Stage:
             timeout=options["timeout"],
             hang_timeout=options["hang_timeout"],
             reboot=not options["no_reboot"],
+            disks=options["disk"],
             **more,
         )
         if options["device"]:
@@ -162,7 +164,7 @@ class Stage:
             return SCRIPT
         return None
 
-    def _initrds(self, command: list[str] | None) -> list[str]:
+    def _initrds(self, kernel: str, command: list[str] | None) -> list[str]:
         """The user's archives; ours as well for a command, and alone if there are none."""
         given: list[str] = self._options["initrd"]
         if given and command is None:
@@ -176,12 +178,21 @@ class Stage:
                 "kvmkit image pull busybox-static, or name an initrd with -i",
             )
         archives = [*given, self._initramfs(busybox)]
+        drivers = self._drivers()
+        if drivers:
+            from kvmkit.guest.driver_archive import driver_archive
+
+            archives += driver_archive(kernel, drivers, self._memory_file)
         if command is not None:
             from kvmkit.guest.command import command_archive
 
             archive = command_archive(command, mode=self.mode)
             archives.append(self._memory_file(archive))
         return archives
+
+    def _drivers(self) -> list[str]:
+        """The kinds of devices that the guest must have drivers for."""
+        return ["block"] if self._options["disk"] else []
 
     def _initramfs(self, busybox: str) -> str:
         """Our archive, from the cache, or made afresh where the cache cannot be used."""
