@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kvmkit.config import VmConfig
     from kvmkit.devices.pci_device import PciDevice
     from kvmkit.engine.engine import Engine
+    from kvmkit.snapshot.fork import Moment
     from kvmkit.snapshot.format import Snapshot
     from kvmkit.virtio.block import Block
     from kvmkit.virtio.device import VirtioDevice
@@ -128,7 +129,7 @@ class VM(View):
             hold_input=True,
         )
         self._image: KernelImage | None = None
-        self._snapshot: Snapshot | None = None
+        self._snapshot: Snapshot | Moment | None = None
         self._kernel_log = kernel_log
         self._log_fd = -1
         self._board: Board | None = None
@@ -249,6 +250,24 @@ class VM(View):
         )
         vm._snapshot = snapshot
         return vm
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        consoles: Sequence[Sink | None] = (),
+        prepare: Callable[[VM, int], None] | None = None,
+    ) -> list[VM]:
+        """``count`` running copies of this VM, which runs on; the caller closes them.
+
+        They share its memory until they or it write to it. ``consoles`` are where their
+        consoles go, in order; ``prepare(copy, index)`` is called for each before it
+        starts, to give it the devices that this VM has. Each has a name of its own.
+        Raises NotEnoughMemory, BadSnapshot for a device that is missing, UsageError.
+        """
+        from kvmkit.snapshot.fork import fork
+
+        return fork(self, count, consoles, prepare)
 
     def snapshot(self, path: PathLike) -> None:
         """Save it in directory ``path``, in place of a snapshot there, and let it run on.

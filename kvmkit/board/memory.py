@@ -246,6 +246,39 @@ class GuestMemory:
             raise GuestAddressError("the guest's memory has been closed")
         return bytes(view[offset : offset + size])
 
+    def freeze(self) -> int:
+        """Let what the memory holds now stay as it is, in a file that others may map privately.
+
+        This memory goes on as such a private mapping itself, at the same addresses: from
+        now on each has its own copies of the pages that it writes. The CPUs and devices
+        stand meanwhile. The caller closes the descriptor. Raises NotEnoughMemory, and
+        UsageError for pages of the host's pool, which are not shared so.
+        """
+        from kvmkit.board.residence import map_private, seal
+
+        if self._huge_pages == "hugetlb":
+            raise UsageError("memory in huge pages of the host's pool cannot be shared by copies")
+        image = self.fd
+        if self._private:
+            image = _memory_file(self.size, None)
+            try:
+                for offset, size in self.extents():
+                    for at in range(offset, offset + size, layout.MIB):
+                        part = min(layout.MIB, offset + size - at)
+                        os.pwrite(image, self.at_offset(at, part), at)
+            except BaseException as error:
+                os.close(image)
+                if isinstance(error, OSError):
+                    raise NotEnoughMemory(f"no memory for a copy: {error.strerror}") from None
+                raise
+        map_private(self._host, self.size, image)
+        seal(image)
+        if self._private:
+            os.dup2(image, self.fd, inheritable=False)
+            os.close(image)
+        self._private = True
+        return os.dup(self.fd)
+
     def discard(self) -> None:
         """Make all RAM zero again and give its pages back to the host."""
         if self._private:

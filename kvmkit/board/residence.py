@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["data_extents", "merged", "private_pages"]
+from kvmkit.errors import NotEnoughMemory
+
+__all__ = ["data_extents", "map_private", "merged", "private_pages", "seal"]
+
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # mmap(2); not in Python 3.11's module
 
 _PAGE = 4096
 _ENTRY = 8
@@ -68,3 +72,26 @@ def merged(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             found.append((start, size))
     return found
+
+
+def map_private(address: int, size: int, fd: int) -> None:
+    """Put a private mapping of a file where another mapping is. Raises NotEnoughMemory."""
+    import mmap
+    from ctypes import CDLL, c_int, c_long, c_size_t, c_void_p, get_errno
+
+    call = CDLL(None, use_errno=True).mmap
+    call.restype = c_void_p
+    call.argtypes = (c_void_p, c_size_t, c_int, c_int, c_int, c_long)
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+    if call(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != address:
+        raise NotEnoughMemory(f"the memory cannot be mapped again: {os.strerror(get_errno())}")
+
+
+def seal(fd: int) -> None:
+    """Nobody writes to a memory file any more (fcntl(2), "File Sealing")."""
+    from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+
+    try:
+        fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_WRITE)
+    except OSError:
+        pass  # somebody else has it mapped: a debugger
