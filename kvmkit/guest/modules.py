@@ -33,7 +33,7 @@ _MISSING_SHOWN = 4
 class MissingDriver(KvmkitError):
     """A driver that the kernel has neither built in nor as a module."""
 
-    exit_code = 115
+    exit_code = 108
 
 
 class Module(Record):

@@ -19,6 +19,7 @@ struct link links[LINKS_MAX];
 
 void links_begin(void)
 {
+	small_pages(links, sizeof(links));
 	for (size_t at = 0; at < LINKS_MAX; at++)
 		links[at].fd = -1;
 }

@@ -45,7 +45,6 @@ void loop_begin(void)
 
 	sys6(__NR_rt_sigaction, SIGCHLD, (long)&action, 0, SIGNALS_SIZE, 0, 0);
 	sys6(__NR_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&blocked, 0, SIGNALS_SIZE, 0, 0);
-	links_begin();
 }
 
 bool loop_open_links(const struct setup *setup)
@@ -53,6 +52,7 @@ bool loop_open_links(const struct setup *setup)
 	uint64_t limit = milliseconds() + LINK_PATIENCE;
 
 	has_links = true;
+	links_begin();
 	if (setup->vsock) {
 		listener = link_listen(setup->vsock);
 		if (listener < 0)

@@ -34,6 +34,7 @@ static unsigned int power;
 void sessions_begin(char **environment)
 {
 	inherited = environment;
+	small_pages(sessions, sizeof(sessions));
 }
 
 unsigned int sessions_power(void)

@@ -123,7 +123,17 @@ void *map_memory(size_t size)
 	long at = sys6(__NR_mmap, 0, (long)size, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return at < 0 && at > -4096 ? NULL : (void *)at;
+	if (at < 0 && at > -4096)
+		return NULL;
+	small_pages((void *)at, size);
+	return (void *)at;
+}
+
+void small_pages(void *memory, size_t size)
+{
+	size_t start = (size_t)memory & ~(size_t)(PAGE_SIZE - 1);
+
+	sys3(__NR_madvise, (long)start, (long)((size_t)memory + size - start), MADV_NOHUGEPAGE);
 }
 
 void unmap_memory(void *memory, size_t size)
