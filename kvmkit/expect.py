@@ -53,9 +53,7 @@ class ConsoleView:
         data = text.encode() if isinstance(text, str) else text
         self._board.serial.input.feed(data)
 
-    def expect(
-        self, pattern: str | re.Pattern[str], timeout: float | None = None
-    ) -> re.Match[str]:
+    def expect(self, pattern: str | re.Pattern[str], timeout: float | None = None) -> re.Match[str]:
         """Wait until the guest has written a match of the regular expression ``pattern``.
 
         Raises CommandTimeout, with what did come, after ``timeout`` seconds, and

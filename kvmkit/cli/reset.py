@@ -22,7 +22,7 @@ COMMAND = Command(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """ the guest boots again.:Reset the VMs named; the exit code."""
+    """the guest boots again.:Reset the VMs named; the exit code."""
     options = COMMAND.parse(arguments)
     if options is None:
         return 0

@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from kvmkit.board.loop import READABLE
-from kvmkit.control.claim import Claim
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmkit.board.board import Board
     from kvmkit.board.power import Ending
+    from kvmkit.control.claim import Claim
     from kvmkit.control.server import Server
     from kvmkit.vm import VM
 
@@ -36,6 +34,9 @@ class ControlPoint:
 
     def watch(self, board: Board) -> None:
         """Join the machine; before it starts."""
+        # late: this file is imported before the board, which is while KVM settles its chips
+        from kvmkit.board.loop import READABLE
+
         self._board = board
         assert self.claim.socket is not None
         board.loop.watch(self.claim.socket.fileno(), READABLE, self._knock)

@@ -178,7 +178,7 @@ class Client:
 
         try:
             while self._out:
-                piece = bytes(self._out[:1 << 16])
+                piece = bytes(self._out[: 1 << 16])
                 del self._out[: self.socket.send(piece, MSG_DONTWAIT | MSG_NOSIGNAL)]
         except (BlockingIOError, InterruptedError):
             pass

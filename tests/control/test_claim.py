@@ -41,7 +41,9 @@ def test_generated_names_are_names() -> None:
     assert len(names) > 400 and all(map(is_name, names))
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "-n", "ä", "a b", "x" * 65, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", ".hidden", "-n", "ä", "a b", "x" * 65, "a\n"]
+)
 def test_names_that_cannot_be(name: str) -> None:
     """Nothing that is a path, an option, or hidden."""
     with pytest.raises(UsageError, match="letters, digits"):
@@ -141,9 +143,7 @@ def test_rename(base: Path) -> None:
     assert os.listdir(base) == []
 
 
-def test_a_path_too_long_for_a_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_too_long_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than sun_path: bound all the same, and reachable through its directory."""
     deep = tmp_path / ("d" * 80) / ("e" * 80)
     deep.mkdir(parents=True)
