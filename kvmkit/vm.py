@@ -324,6 +324,29 @@ class VM(View):
         finally:
             self.close()
 
+    def run_until_exit(self, timeout: float | None = None) -> Ending:
+        """Wait for the end, and raise unless it is a good one; starts it if need be, and closes.
+
+        Raises GuestPanic, GuestHang, TripleFault, GuestEnded for an exit code other
+        than 0, and CommandTimeout after ``timeout`` seconds or at its own limit.
+        """
+        from kvmkit.board.power import EndKind
+        from kvmkit.errors import CommandTimeout, ending_error
+
+        try:
+            if self._board is None:
+                self.start()
+            ending = self.wait(timeout)
+            if ending is None:
+                raise CommandTimeout(f"{self.name} has not ended within {timeout:g} s")
+            if ending.kind is EndKind.TIMED_OUT:
+                raise CommandTimeout(ending.reason)
+            if not ending.ok:
+                raise ending_error(ending)
+            return ending
+        finally:
+            self.close()
+
     def close(self, patience: float | None = 2.0) -> None:
         """Switch off and free everything. Callable twice.
 
