@@ -1,7 +1,7 @@
 """The four serial ports and who is at their other ends.
 
 COM1 is the console, COM2 takes the kernel's log when somebody asked for one,
-COM3 is free, and on COM4 the guest reports about itself
+COM3 is for who wants to talk with the guest's agent, and on COM4 the guest reports about itself
 (:mod:`kvmkit.board.reports`).
 """
 
@@ -49,6 +49,10 @@ class SerialPorts:
         self.kernel_log = ConsoleOutput(loop, lock, host_clock, self._clogged)
         self.input = ConsoleInput(loop, lock, clock, hold=config.hold_input)
         self.reports = GuestReports(exited)
+        self.link_input = ConsoleInput(loop, lock, clock)
+        """What goes to the guest on COM3."""
+        self.on_link: Callable[[bytes], None] = _nobody
+        """Hears what the guest sends on COM3, on a vCPU's thread under the board's lock."""
         for sink in config.console:
             self.console.add_sink(sink)
         for sink in config.kernel_log or ():
@@ -56,7 +60,7 @@ class SerialPorts:
         ends: tuple[tuple[Callable[[bytes], None], Callable[[], None] | None], ...] = (
             (self.console.write, self.input.room),
             (self.kernel_log.write, None),
-            (_nobody, None),
+            (lambda data: self.on_link(data), self.link_input.room),
             (self.reports.write, None),
         )
         ports = []
@@ -66,6 +70,7 @@ class SerialPorts:
             ports.append(serial)
         self.ports: tuple[Serial, ...] = tuple(ports)
         self.input.connect(self.ports[0])
+        self.link_input.connect(self.ports[2])
 
     def hasten(self, quick_port: Callable[[int, int | None, bool], None]) -> None:
         """Let an engine do for a quiet port what needs no call: see ``SoftEngine.quick_port``."""
