@@ -61,6 +61,7 @@ class _RecordType(type):
     _defaults: dict[str, Any]
     _puts: tuple[Callable[[object, Any], None], ...]
     _positions: int  # how many arguments may have no name
+    _complete: int  # how many without a name are all there can be; -1 if none are enough
 
     def __new__(
         mcs,
@@ -100,6 +101,7 @@ class _RecordType(type):
         cls._puts = puts + tuple([members[key].__set__ for key in own])
         cls._defaults = defaults
         cls._positions = 0 if kw_only else len(names)
+        cls._complete = -1 if kw_only else len(names)
         return cls
 
     @property
@@ -127,7 +129,7 @@ class Record(metaclass=_RecordType):
     else:
 
         def __init__(self, *values: Any, **named: Any) -> None:
-            if named or len(values) != self._positions:
+            if named or len(values) != self._complete:
                 values = _arrange(type(self), values, named)
             for put, value in zip(self._puts, values):  # noqa: B905 - strict= costs, lengths agree
                 put(self, value)
