@@ -89,6 +89,17 @@ def test_only_by_name():
     assert Named(second=2) == Named(first=1, second=2)
 
 
+def test_named_fields_without_any_argument() -> None:
+    """kw_only: the defaults, and an error for what has none."""
+
+    class Easy(Record, kw_only=True):
+        a: int = 1
+
+    assert Easy().a == 1
+    with pytest.raises(TypeError, match="missing"):
+        Named()
+
+
 def test_fields_cannot_be_changed():
     """Neither set, nor deleted, nor added."""
     point = Point(1)
