@@ -6,6 +6,7 @@ the part that acts.
 
 from __future__ import annotations
 
+from _thread import get_ident
 from time import monotonic
 
 from kvmkit.errors import (
@@ -51,6 +52,7 @@ class View:
     def __init__(self, name: str) -> None:
         self._name = name
         self._events = Events()
+        self._checks: dict[int, Callable[[], None]] = {}
         self._console_view: ConsoleView | None = None
         self.control: ControlPoint | None = None
         """Its end of ``$XDG_RUNTIME_DIR/kvmkit/NAME``, between start and close."""
@@ -119,7 +121,10 @@ class View:
         Raises as :meth:`wait_for`; ``name`` says in an error what did not come.
         """
         limit = None if timeout is None else monotonic() + timeout
+        checks = self._checks
         while not (found := test()):
+            if checks and (check := checks.get(get_ident())) is not None:
+                check()
             if self.ending is not None and not (found := self._last_look(test)):
                 raise ending_error(self.ending)
             if found:
@@ -129,6 +134,10 @@ class View:
                 raise CommandTimeout(f"{name} did not come within {timeout:g} s")
             self.wait(step if left is None else min(left, step))
         return found
+
+    def interruptible(self, check: Callable[[], None]) -> _Interruptible:
+        """In this block, on this thread, ``check()`` may end what waits by an exception."""
+        return _Interruptible(self._checks, check)
 
     def _last_look(self, test: Callable[[], object]) -> object:
         """It has ended: what it said on the way may still be under way to us."""
@@ -184,6 +193,18 @@ class View:
 
             self._console_view = ConsoleView(self, self.board)
         return self._console_view
+
+
+class _Interruptible:
+    def __init__(self, checks: dict[int, Callable[[], None]], check: Callable[[], None]) -> None:
+        self._checks = checks
+        self._check = check
+
+    def __enter__(self) -> None:
+        self._checks[get_ident()] = self._check
+
+    def __exit__(self, *_: object) -> None:
+        del self._checks[get_ident()]
 
 
 class VcpuView:
