@@ -13,7 +13,7 @@ import os
 
 from kvmkit.control.names import check_name, generate_name
 from kvmkit.errors import EngineUnavailable, FileTrouble, UsageError
-from kvmkit.view import View
+from kvmkit.peripherals import Peripherals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _UNITS = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SEED_SIZE = 32
 
 
-class VM(View):
+class VM(Peripherals):
     """A virtual machine around a Linux or PVH kernel.
 
     ``kernel`` is a bzImage, an ELF vmlinux or a PVH kernel, ``initrd`` archives
@@ -208,6 +208,7 @@ class VM(View):
                 from kvmkit.board.state import restore_board, state_of
 
                 restore_board(board, self._snapshot.state(state_of(board)))
+                board.renew_generation()
             self._events.watch(board)
             if self.control is not None:
                 self.control.watch(board)

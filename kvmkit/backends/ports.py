@@ -161,17 +161,15 @@ class PortStream:
     ) -> None:
         self.close()
 
-    # The machine's side
+    # kvmkit.virtio.port.PortBackend
 
     def end(self) -> None:
-        """The VM has ended: readers get what is left, writers an error."""
+        """See PortBackend: readers get what is left, writers an error."""
         with self._lock:
             self._ended = True
             self._guest_open = False
             self._to_guest.clear()
             self._changed.notify_all()
-
-    # kvmkit.virtio.console.PortBackend
 
     def open(self, host: PortHost) -> None:
         """See PortBackend."""

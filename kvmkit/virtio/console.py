@@ -220,6 +220,19 @@ class Console(VirtioDevice):
             port.ready = False
             self._set_guest_open(port, False)
 
+    def end(self) -> None:
+        """The machine has ended: give the backends what the guest wrote last, and tell
+        them; from any thread."""
+        if self.transport is not None:
+            self.call_soon(self._end)
+
+    def _end(self) -> None:
+        for port in self.ports:
+            try:
+                self._take(port)
+            finally:
+                port.backend.end()
+
     def close(self) -> None:
         """Let go of the backends."""
         for port in self.ports:

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
         def guest_opened(self, is_open: bool) -> None:
             """The guest has opened its end, or closed it; what was for it is void then."""
 
+        def end(self) -> None:
+            """The guest has ended: nothing more will come, or be fetched."""
+
         def close(self) -> None:
             """The machine is gone."""
 

@@ -1,0 +1,81 @@
+"""What a VM talks to its guest through: ports, sockets, the balloon.
+
+:class:`Peripherals` is the part of :class:`kvmkit.VM` with the devices that are made
+when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from kvmkit.errors import UsageError
+from kvmkit.view import View
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from kvmkit.backends.ports import PortStream
+    from kvmkit.virtio.console import Console
+
+__all__ = ["Peripherals"]
+
+
+class Peripherals(View):
+    """A base of :class:`kvmkit.VM`."""
+
+    if TYPE_CHECKING:
+
+        def add_device(self, device: Any, **options: Any) -> None: ...
+        def on_end(self, listener: Callable[[Any], None]) -> None: ...
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._console: Console | None = None
+        self._streams: dict[str, PortStream] = {}
+
+    # Ports
+
+    def port(self, name: str, listener: Callable[[bytes], object] | None = None) -> PortStream:
+        """The port that the guest has as ``/dev/virtio-ports/NAME``: a stream of bytes.
+
+        With ``listener``, what the guest writes is given to it (:meth:`PortStream.listen
+        <kvmkit.backends.ports.PortStream.listen>`). Ports are made before :meth:`start
+        <kvmkit.VM.start>`; UsageError for a new one after it.
+        """
+        stream = self._streams.get(name)
+        if stream is None:
+            from kvmkit.backends.ports import PortStream
+
+            stream = PortStream(name)
+            self._ports().add_port(name, stream)
+            self._streams[name] = stream
+        if listener is not None:
+            stream.listen(listener)
+        return stream
+
+    def port_to_socket(self, name: str, path: str) -> None:
+        """A port whose host's end is whoever connects to a Unix socket at ``path``, one at
+        a time; before the start, which raises FileTrouble if the socket cannot be made."""
+        from kvmkit.backends.port_files import SocketPort
+
+        self._ports().add_port(name, SocketPort(path))
+
+    def port_to_files(self, name: str, source: int | None, sink: int | None) -> None:
+        """A port to descriptor ``sink`` and from ``source``, which stay the caller's to
+        close; either may be None. Before the start."""
+        from kvmkit.backends.port_files import DescriptorPort
+
+        self._ports().add_port(name, DescriptorPort(source, sink))
+
+    def _ports(self) -> Console:
+        """The device with the ports."""
+        if self._console is None:
+            from kvmkit.virtio.console import Console
+
+            console = Console()
+            self.add_device(console)
+            self.on_end(lambda ending: console.end())
+            self._console = console
+        elif self._board is not None:
+            raise UsageError("ports are added before a VM starts")
+        return self._console
