@@ -9,6 +9,7 @@ holds the switches.
 from __future__ import annotations
 
 from collections import deque
+from os import urandom
 from threading import RLock
 
 from kvmkit.board import layout
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["Board"]
 
 _SECOND = 1_000_000_000
+GENERATION_SIZE = 16
+"""Bytes of a VM generation ID."""
+
 _WARNINGS = 100  # lines kept
 
 
@@ -302,12 +306,23 @@ class Board:
             self._forget_code()
         for load in (*self.acpi.blobs, *plan.loads):
             self.ram.write(load.address, load.data)
+        if first:
+            self.ram.write(layout.VM_GENERATION, urandom(GENERATION_SIZE))
         self.pci.assign()
         vcpus = self.engine.vcpus
         vcpus[0].restore(plan.entry)
         if not first:
             for vcpu in vcpus[1:]:
                 vcpu.restore(CpuState(waiting_for_sipi=True))
+
+    def renew_generation(self) -> None:
+        """Tell the guest that it goes on from a copy, by the VM generation ID; before :meth:`start`.
+
+        Linux then reseeds its random numbers: no two guests shall have the same.
+        """
+        self.ram.write(layout.VM_GENERATION, urandom(GENERATION_SIZE))
+        with self.lock:
+            self.pm.raise_gpe(layout.GPE_GENERATION)
 
     def _forget_code(self) -> None:
         """Plug the RAM out and in: a software CPU forgets what it translated of the old kernel."""

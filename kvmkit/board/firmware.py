@@ -68,6 +68,8 @@ def acpi_tables(cpus: int) -> AcpiTables:
             rtc=at.RTC,
             rtc_irq=at.IRQ_RTC,
             rtc_century=_CENTURY,
+            vm_generation=at.VM_GENERATION,
+            vm_generation_gpe=at.GPE_GENERATION,
             reserved_ports=((at.POST_CODE, 1), (at.DEBUG_CONSOLE, 1), (at.EXIT, 4)),
         )
     )

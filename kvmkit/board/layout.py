@@ -12,7 +12,7 @@ Guest-physical memory::
     0x00_0009_fc00  +--------------------------------+
                     | reserved (EBDA, VGA hole)      |
     0x00_000e_0000  +--------------------------------+
-                    | ACPI tables, 128 KiB, reserved |
+                    | ACPI tables, generation ID     |
     0x00_0010_0000  +--------------------------------+
                     | RAM up to 3 GiB                |
                     |   kernel at its own address,   |
@@ -68,7 +68,8 @@ COMMAND_LINE_MAX: Final = 0x1_0000
 
 # ACPI
 ACPI_TABLES: Final = 0xE_0000
-ACPI_TABLES_SIZE: Final = 0x2_0000
+ACPI_TABLES_SIZE: Final = 0x1_F000
+VM_GENERATION: Final = 0xF_F000  # 16 bytes, in a page of their own
 
 # Memory-mapped devices
 PCI_WINDOW_32: Final = 0xC000_0000
@@ -119,6 +120,8 @@ IRQ_MOUSE: Final = 12
 GSI_PIT: Final = 2
 GSI_COUNT: Final = 24
 GSI_PCI: Final = 16  # 8 pins for INTx
+
+GPE_GENERATION: Final = 5
 
 SERIAL_PORTS: Final = ((0x3F8, 4), (0x2F8, 3), (0x3E8, 4), (0x2E8, 3))
 """Port and ISA IRQ of COM1 to COM4."""

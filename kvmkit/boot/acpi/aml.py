@@ -27,6 +27,7 @@ __all__ = [
     "name",
     "name_string",
     "not_equal",
+    "notify",
     "or_",
     "package",
     "pkg_length",
@@ -264,6 +265,11 @@ def store(value: bytes, target: bytes) -> bytes:
 def create_dword_field(source: bytes, offset: int, path: str) -> bytes:
     """CreateDWordField (source, offset in bytes, path)."""
     return _CREATE_DWORD_FIELD_OP + source + integer(offset) + name_string(path)
+
+
+def notify(object: bytes, value: bytes) -> bytes:
+    """Notify: tell the driver of ``object`` that something happened (DefNotify)."""
+    return b"\x86" + object + value
 
 
 def return_(value: bytes) -> bytes:

@@ -48,5 +48,7 @@ class AcpiConfig(Record, kw_only=True):
     rtc: int
     rtc_irq: int
     rtc_century: int = 0  # index of the century byte in the RTC's memory; 0: none
+    vm_generation: int = 0  # address of the VM generation ID, 16 bytes; 0: none
+    vm_generation_gpe: int = 0
     # more I/O ports that no other device may be put at: port and count
     reserved_ports: tuple[tuple[int, int], ...] = ()

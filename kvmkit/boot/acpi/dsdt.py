@@ -41,7 +41,8 @@ def dsdt_body(config: AcpiConfig) -> bytes:
         _motherboard(config),
         _rtc(config),
         *(_serial(config, index) for index in range(len(config.serial_ports))),
-    )
+        *([_generation(config)] if config.vm_generation else []),
+    ) + (_generation_event(config) if config.vm_generation else b"")
 
 
 def _processor(index: int) -> bytes:
@@ -159,3 +160,28 @@ def _serial(config: AcpiConfig, index: int) -> bytes:
         aml.name("_UID", aml.integer(index + 1)),
         aml.name("_CRS", res.template(res.io(port, 8), res.irq(irq, shared=shared))),
     )
+
+
+def _generation(config: AcpiConfig) -> bytes:
+    """The VM generation ID (Microsoft, "Virtual Machine Generation ID", 2012): a GUID in
+    memory that changes when the machine goes on from a copy. Linux then reseeds its random
+    numbers (``drivers/virt/vmgenid.c``)."""
+    low, high = config.vm_generation & 0xFFFFFFFF, config.vm_generation >> 32
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("KVMK0001")),
+        aml.name("_CID", aml.string("VM_Gen_Counter")),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("_STA", _PRESENT),
+        aml.name("ADDR", aml.package(aml.integer(low), aml.integer(high))),
+    )
+
+
+def _generation_event(config: AcpiConfig) -> bytes:
+    """An edge of its general-purpose event (5.6.4.1.1): "the generation ID has changed"."""
+    handler = aml.method(
+        f"_E{config.vm_generation_gpe:02X}",
+        0,
+        aml.notify(aml.name_string("\\_SB.VGEN"), aml.integer(0x80)),
+    )
+    return aml.scope("\\_GPE", handler)
