@@ -90,7 +90,8 @@ class AsyncVM:
         self, what: str | Callable[[], object], timeout: float | None = None
     ) -> Event | object:
         """See :meth:`kvmkit.VM.wait_for`."""
-        return await self._cancellable(lambda: self.vm.wait_for(what, timeout))
+        found: object = await self._cancellable(lambda: self.vm.wait_for(what, timeout))
+        return found
 
     async def expect(
         self, pattern: str | re.Pattern[str], timeout: float | None = None

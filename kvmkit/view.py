@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["MemoryView", "VcpuView", "View"]
 
 _POLL = 0.02  # seconds between two looks at what tells nobody that it changed
-_LOOK_AT_CPUS = 0.25
+_LOOK_AT_CPUS = 0.1
+_HELPERS_LAST = 2.0
 _LAST_WORDS = 0.1
 
 
@@ -149,22 +150,32 @@ class View:
         return found
 
     def _wait_up(self, timeout: float | None) -> object:
-        """Until a process has the console open, or a CPU is seen running one."""
+        """Until our init says so, or a CPU is seen running a process.
+
+        A kernel starts helpers before its init, and opens the console for it; one of
+        the two alone does not count, unless the first goes on for a while.
+        """
         from kvmkit.board.watch import in_user_mode
 
         board = self.board
         ready: list[str] = []
         board.serial.reports.listen(lambda word, rest: ready.append(word))
         look_at = monotonic()
+        since: float | None = None
 
         def is_up() -> bool:
-            nonlocal look_at
-            if ready or board.serial.ports[0].listening:
+            nonlocal look_at, since
+            if ready:
                 return True
-            if monotonic() < look_at:
+            now = monotonic()
+            if now < look_at:
                 return False
-            look_at = monotonic() + _LOOK_AT_CPUS
-            return any(in_user_mode(cpu, board.ram) for cpu in board.sample() or ())
+            look_at = now + _LOOK_AT_CPUS
+            if not any(in_user_mode(cpu, board.ram) for cpu in board.sample() or ()):
+                since = None
+                return False
+            since = since or now
+            return board.serial.ports[0].listening or now - since > _HELPERS_LAST
 
         try:
             return self.wait_until(is_up, timeout, "the guest's first process", _POLL)

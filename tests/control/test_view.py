@@ -224,5 +224,5 @@ def test_asyncio_passes_errors_on(tmp_path: Path, engine: str) -> None:
         async with AsyncVM(tmp_path / "none", engine=engine):
             pass
 
-    with pytest.raises(KvmkitError, match="does not exist|No such file"):
+    with pytest.raises(KvmkitError, match=r"does not exist"):
         asyncio.run(drive())
