@@ -6,7 +6,10 @@
  * registers, time, and the scheduling of several vCPUs on one thread.
  * Functions named __wrap_X replace Unicorn's X (link.args lists them).
  *
- *   machine.c   the Python type       mmu.c      page walks, TLB fills, RAM and MMIO
+ *   machine.c   the Python type       mmu.c      loads and stores that missed
+ *   walk.c      page tables           tlb.c      the software TLB
+ *   mmio.c      devices' memory       stale.c    stores to translated code
+ *   fetch.c     instruction fetch
  *   run.c       vCPUs in turn, timer  cpu.c      instructions the core executes itself
  *   port.c      port I/O              strings.c  REP MOVS and REP STOS
  *   jumps.c     indirect jumps        fixes.c    what Unicorn gets wrong
@@ -202,6 +205,17 @@ int64_t monotonic(void);
 /* state.c */
 PyObject *state_get(struct machine *m, int index);
 int state_set(struct machine *m, int index, const uint8_t *data, Py_ssize_t size);
+
+/* A vCPU's architectural state as Unicorn has it, the CPU around it, a register of it. */
+static inline void *env_cpu(void *env)
+{
+    return (char *)env - X86CPU_ENV;
+}
+
+static inline uint64_t *reg(void *env, int index)
+{
+    return &FIELD(uint64_t, env, ENV_REGS + 8 * index);
+}
 
 /* Calls into Python from translated code. */
 static inline void gil_take(struct machine *m)

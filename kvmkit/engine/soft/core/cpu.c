@@ -19,16 +19,6 @@
 
 __thread struct machine *self_machine __attribute__((tls_model("initial-exec")));
 
-static inline void *env_cpu(void *env)
-{
-    return (char *)env - X86CPU_ENV;
-}
-
-static inline uint64_t *reg(void *env, int index)
-{
-    return &FIELD(uint64_t, env, ENV_REGS + 8 * index);
-}
-
 static void raise_gp(void *env, uintptr_t retaddr)
 {
     raise_exception_err_ra_x86_64(env, EXC_GP, 0, retaddr);

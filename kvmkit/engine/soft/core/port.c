@@ -9,11 +9,6 @@
 
 enum { PORT_CALL, PORT_ANSWER, PORT_COLLECT };
 
-static inline void *env_cpu(void *env)
-{
-    return (char *)env - X86CPU_ENV;
-}
-
 /* Hand over what was collected. With the GIL. */
 void ports_deliver(struct machine *m)
 {

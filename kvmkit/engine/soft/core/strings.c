@@ -17,16 +17,6 @@
 
 enum { RCX = 1, RSI = 6, RDI = 7 };
 
-static inline uint64_t *reg(void *env, int index)
-{
-    return &FIELD(uint64_t, env, ENV_REGS + 8 * index);
-}
-
-static inline void *env_cpu(void *env)
-{
-    return (char *)env - X86CPU_ENV;
-}
-
 /* How long the REP MOVS or REP STOS at ``code`` is, of which ``room`` bytes can be
  * seen; 0 if it is none. */
 static int string_length(const uint8_t *code, size_t room)
