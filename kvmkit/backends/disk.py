@@ -38,6 +38,12 @@ if TYPE_CHECKING:
         def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
             """Write the buffers at ``offset``. Raises OSError."""
 
+        def write_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+            """Write the buffers if that is quick; else False, and nothing is written.
+
+            Raises OSError.
+            """
+
         def flush(self) -> None:
             """Return when all that was written is on the medium. Raises OSError."""
 

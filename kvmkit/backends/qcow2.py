@@ -44,6 +44,24 @@ class Qcow2(Qcow2Image):
                 self._land()
             offset += size
 
+    def write_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """What overwrites one run of clusters, and finds its table in memory."""
+        size = sum(map(len, buffers))
+        if not self._lock.acquire(False):
+            return False
+        try:
+            if not self._mapping.has(offset >> self._bits):
+                return False
+            where, there = self._in_place(offset, size)
+            if there < size:
+                return False
+            return self._haste.write(self._write_at, where, buffers)
+        finally:
+            self._lock.release()
+
+    def _write_at(self, where: int, buffers: Sequence[memoryview]) -> None:
+        write_fully(self._file.fd, where, buffers)
+
     def _in_place(self, offset: int, size: int) -> tuple[int, int]:
         """Where to overwrite data that is ours alone, and how many bytes; else 0."""
         number, index = divmod(offset >> self._bits, self._mapping.per_table)

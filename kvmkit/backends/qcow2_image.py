@@ -18,6 +18,7 @@ import os
 from threading import Condition, Lock
 
 from kvmkit.backends.buffers import Cursor
+from kvmkit.backends.haste import Haste
 from kvmkit.backends.qcow2_file import ImageFile
 from kvmkit.backends.qcow2_header import AUTOCLEAR_OFFSET, read_header
 from kvmkit.backends.qcow2_mapping import (
@@ -69,6 +70,7 @@ class Qcow2Image:
         self._unpacker: Unpacker | None = None
         self._file = ImageFile(fd, path, header.cluster_bits)
         self._refcounts: Refcounts | None = None
+        self._haste = Haste()
         self._lock = Lock()  # guards the tables
         self._in_flight = 0  # reads and writes of clusters that go on without the lock
         self._landed = Condition(Lock())
@@ -140,9 +142,7 @@ class Qcow2Image:
         if not self._lock.acquire(False):
             return False
         try:
-            first, last = offset >> self._bits, offset + size - 1 >> self._bits
-            per_table, cache = self._mapping.per_table, self._mapping.cache
-            if first // per_table != last // per_table or first // per_table not in cache:
+            if not self._mapping.has(offset >> self._bits):
                 return False
             kind, where, there = self._run(offset, size)
             if there < size:

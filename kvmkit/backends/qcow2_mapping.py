@@ -66,6 +66,10 @@ class Mapping:
         self._changed: set[int] = set()  # numbers of tables to be written; these stay in memory
         self._most = max(4, CACHE_BYTES // file.cluster_size)
 
+    def has(self, cluster: int) -> bool:
+        """Whether the table for a cluster of the disk is in memory."""
+        return cluster // self.per_table in self.cache
+
     def table(self, number: int) -> Table | None:
         """Table ``number``; None if none of its clusters is there. Raises OSError."""
         try:

@@ -7,6 +7,7 @@ import os
 import stat
 
 from kvmkit.backends.disk import QCOW2_MAGIC, SECTOR
+from kvmkit.backends.haste import Haste
 from kvmkit.errors import FileTrouble
 
 TYPE_CHECKING = False
@@ -33,6 +34,7 @@ class RawDisk:
     def __init__(self, fd: int, path: str, *, read_only: bool, guessed: bool = False) -> None:
         self._fd = fd
         self._guessed = guessed
+        self._haste = Haste()
         self._lost: OSError | None = None
         self.read_only = read_only
         status = os.fstat(fd)
@@ -67,6 +69,10 @@ class RawDisk:
                 raise PermissionError(errno.EPERM, "qcow2's mark on a disk of unknown format")
             buffers = [memoryview(data)]
         write_fully(self._fd, offset, buffers)
+
+    def write_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """See :class:`kvmkit.backends.haste.Haste`."""
+        return self._haste.write(self.write, offset, buffers)
 
     def flush(self) -> None:
         """See :class:`kvmkit.backends.disk.Disk`."""

@@ -29,7 +29,9 @@ class Model:
     def write(self, sector: int, count: int, seed: int, cut: int = 0) -> None:
         data = pattern(seed, count * SECTOR)
         cut = min(cut, len(data))
-        self.disk.write(sector * SECTOR, [memoryview(data[:cut]), memoryview(data[cut:])])
+        parts = [memoryview(data[:cut]), memoryview(data[cut:])]
+        if not seed % 2 or not self.disk.write_now(sector * SECTOR, parts):
+            self.disk.write(sector * SECTOR, parts)
         self.data[sector * SECTOR : (sector + count) * SECTOR] = data
         self.unknown -= set(range(sector, sector + count))
 

@@ -57,6 +57,11 @@ class MemoryDisk:
             self.data[offset : offset + len(view)] = view
             offset += len(view)
 
+    def write_now(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        if self.now:
+            self.write(offset, buffers)
+        return self.now
+
     def flush(self) -> None:
         self._check("flush")
 
