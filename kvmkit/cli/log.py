@@ -19,7 +19,7 @@ COMMAND = Command(
     (
         NAME,
         Option("-f --follow", "", "go on printing until the VM ends"),
-        Option("--kernel", "", "the kernel's own line instead (kvmkit run --kernel-log)"),
+        Option("--kernel", "", "the kernel's own line instead\n(kvmkit run --kernel-log)"),
     ),
     words="[NAME]",
     most_words=None,

@@ -15,7 +15,7 @@ __all__ = ["COMMAND", "main"]
 
 COMMAND = Command(
     "kvmkit stat",
-    "Show a VM's counters: exits by reason, interrupts, port and memory-mapped accesses.",
+    "Show a VM's counters: exits by reason, interrupts, accesses to devices.",
     (
         NAME,
         Option("--json", "", "as JSON, as the VM tells it"),
@@ -30,8 +30,9 @@ COMMAND = Command(
     most_words=None,
     complete="vm",
     notes="""
-The counters are the engine's: KVM's statistics (Linux virt/kvm/api.rst, 4.133) or
-the software CPU's, since the VM's start. --json --watch gives one line per look.
+The counters are the engine's, since the VM's start: KVM's statistics (Linux
+virt/kvm/api.rst, 4.133) or the software CPU's. --json --watch gives one line
+per look.
 """,
 )  # fmt: skip
 

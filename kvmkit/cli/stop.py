@@ -32,8 +32,8 @@ COMMAND = Command(
     most_words=None,
     complete="vm",
     notes="""
-A paused VM is resumed, or it could not hear the button. A guest listens when its
-ACPI button driver is loaded and somebody acts on it (systemd-logind, acpid).
+A paused VM is resumed, or it could not hear the button. A guest listens when
+its ACPI button driver is loaded and somebody acts on it (systemd-logind, acpid).
 """,
 )
 
