@@ -33,7 +33,8 @@ COMMAND = Command(
     complete="vm",
     notes="""
 A paused VM is resumed, or it could not hear the button. A guest listens when
-its ACPI button driver is loaded and somebody acts on it (systemd-logind, acpid).
+its ACPI button driver is loaded and somebody acts on it (systemd-logind,
+acpid).
 """,
 )
 
