@@ -9,7 +9,7 @@
  *   machine.c   the Python type       mmu.c      loads and stores that missed
  *   walk.c      page tables           tlb.c      the software TLB
  *   mmio.c      devices' memory       stale.c    stores to translated code
- *   fetch.c     instruction fetch
+ *   fetch.c     instruction fetch     ram.c      the guest's RAM
  *   run.c       vCPUs in turn, timer  cpu.c      instructions the core executes itself
  *   port.c      port I/O              strings.c  REP MOVS and REP STOS
  *   jumps.c     indirect jumps        fixes.c    what Unicorn gets wrong
@@ -159,6 +159,17 @@ struct machine {
 
 extern __thread struct machine *self_machine __attribute__((tls_model("initial-exec")));
 #define M self_machine
+
+/* machine.c */
+bool check_idle(struct machine *m);
+bool check_quiet(struct machine *m);
+
+/* ram.c: methods */
+PyObject *machine_add_ram(struct machine *m, PyObject *args);
+PyObject *machine_remove_ram(struct machine *m, PyObject *arg);
+PyObject *machine_write(struct machine *m, PyObject *args);
+PyObject *machine_invalidate(struct machine *m, PyObject *args);
+PyObject *machine_has_code(struct machine *m, PyObject *args);
 
 /* mmu.c */
 struct ram_slot *ram_find(struct machine *m, uint64_t paddr);
