@@ -57,7 +57,7 @@ def suite(tmp_path, kernel, busybox):
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "kvmkit.pytest_plugin", "-p", "no:cacheprovider",
              "--strict-markers", "--kvmkit-engine", "soft", *named, *words, str(file)],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"), capture_output=True, text=True, timeout=300,
             check=False,
         )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_each_test_has_a_fresh_machine(suite):
 def test_workers_share_what_was_booted(suite):
     """Under xdist."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    done = suite(SUITE, "-n", "2")
+    done = suite(SUITE, "-p", "xdist", "-n", "2")
     assert done.returncode == 0, done.stdout
     assert "9 passed" in done.stdout
 
