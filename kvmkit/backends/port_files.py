@@ -85,9 +85,8 @@ class DescriptorPort:
         return data
 
     def guest_opened(self, is_open: bool) -> None:
-        """See PortBackend."""
+        """See PortBackend. What was read already is for whoever opens the port next."""
         if not is_open:
-            self._input.clear()
             self._update_soon()
 
     def end(self) -> None:

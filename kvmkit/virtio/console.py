@@ -63,21 +63,22 @@ ANSWERS_EACH: Final = 8  # control messages to the guest that may wait, for each
 
 class ConsoleState(Record):
     """``ready`` and ``guest_open`` are of the ports in order, ``answers`` the control
-    messages that wait. What was under way between the ends is not in it: for a guest
-    that is restored, the host closes its ends and opens them anew."""
+    messages that wait, ``heard`` whether any output came. What was under way between
+    the ends is not in it: for a guest that is restored, the host closes its ends and
+    opens them anew."""
 
     ready: tuple[bool, ...]
     guest_open: tuple[bool, ...]
     answers: tuple[bytes, ...]
+    heard: bool
 
 
 class Console(VirtioDevice):
     """A terminal, or ports, or both, as they are added before the machine has the device.
 
     A terminal alone is a device without VIRTIO_CONSOLE_F_MULTIPORT; prefer that when
-    its size matters: Linux has the numbers of the RESIZE message the wrong way round,
-    in most versions before 6.16 (its commit 5326ab737a47), those of the configuration
-    are right in all.
+    its size matters: Linux had the numbers of the RESIZE message the wrong way round
+    until its commit 5326ab737a47; those of the configuration are right in all.
     """
 
     device_id = 3
@@ -90,6 +91,9 @@ class Console(VirtioDevice):
         self._next = 1
         self._size = (0, 0)
         self._answers: deque[bytes] = deque()
+        # Output came. Linux looks at the size when it changes only, and before it has made
+        # its console that is a null pointer (config_work_handler).
+        self._heard = False
         self._shape()
         super().__init__()
         self._write_config()
@@ -150,11 +154,18 @@ class Console(VirtioDevice):
 
     def _resized(self) -> None:
         self._write_config()
-        self.config_changed()
+        if self._heard or self._multiport:
+            self.config_changed()
         port = self._by_ident.get(0)
         if port is not None and port.ready:
             self._say_size(port)
             self._talk()
+
+    def _first_output(self) -> None:
+        if not self._heard:
+            self._heard = True
+            if not self._multiport and any(self._size):
+                self.config_changed()
 
     def _write_config(self) -> None:
         self.config = bytearray(CONFIG.pack(*self._size, self._next, 0))
@@ -210,12 +221,14 @@ class Console(VirtioDevice):
         if port is not None:
             if index == port.transmit:
                 self._take(port)
+                self._first_output()
             else:
                 self._give(port)
 
     def reset(self) -> None:
         """The guest's ends are closed."""
         self._answers.clear()
+        self._heard = False
         for port in self.ports:
             port.ready = False
             self._set_guest_open(port, False)
@@ -386,11 +399,13 @@ class Console(VirtioDevice):
             ready=tuple(port.ready for port in self.ports),
             guest_open=tuple(port.guest_open and not port.closing for port in self.ports),
             answers=tuple(self._answers),
+            heard=self._heard,
         )
 
     def restore(self, state: Any) -> None:
         """The guest is told that the host has hung up and is back."""
         self._answers = deque(state.answers)
+        self._heard = bool(state.heard)
         for port, ready, guest_open in zip(self.ports, state.ready, state.guest_open, strict=True):
             port.ready = ready
             self._set_guest_open(port, guest_open)
