@@ -27,6 +27,7 @@ __all__ = ["VmConfig"]
 MIB = 1 << 20
 _ENGINES = ("auto", "kvm", "soft")
 _PATHS = ("kernel", "initrd", "kernel_log", "disks")
+_ARRAYS = ("initrd", "disks", "nets")
 _MOST = 1 << 20  # bytes of a file
 
 
@@ -50,6 +51,7 @@ class VmConfig(Record, kw_only=True):
     huge_pages: str = ""
     bare_cmdline: bool = False
     disks: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ()
 
     def check(self) -> Self:
         """Itself; raises UsageError naming the field whose value cannot be meant."""
@@ -75,6 +77,11 @@ class VmConfig(Record, kw_only=True):
 
             for disk in self.disks:
                 parse_disk(disk)
+        if self.nets:
+            from kvmkit.backends.net.options import parse_net
+
+            for net in self.nets:
+                parse_net(net)
         if "\n" in self.cmdline:
             raise _wrong("cmdline", "one line", self.cmdline)
         try:
@@ -100,8 +107,8 @@ class VmConfig(Record, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for any format; sizes as text where that is exact."""
         found = asdict(self)
-        found["initrd"] = list(self.initrd)
-        found["disks"] = list(self.disks)
+        for name in _ARRAYS:
+            found[name] = list(found[name])
         if self.memory % MIB == 0:
             found["memory"] = f"{self.memory // MIB}M"
         return found
@@ -267,4 +274,5 @@ _CONVERT = {
     "huge_pages": _text,
     "bare_cmdline": _bool,
     "disks": _paths,
+    "nets": _paths,
 }

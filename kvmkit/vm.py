@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from kvmkit.backends.disk_options import DiskOptions
+    from kvmkit.backends.net.options import NetOptions
     from kvmkit.board.board import Board
     from kvmkit.board.console import Sink
     from kvmkit.board.power import Ending
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kvmkit.snapshot.format import Snapshot
     from kvmkit.virtio.block import Block
     from kvmkit.virtio.device import VirtioDevice
+    from kvmkit.virtio.net import Net
 
     PathLike = str | os.PathLike[str]
 
@@ -70,7 +72,8 @@ class VM(Peripherals):
     ``timeout`` and ``hang_timeout`` are in seconds, None for no limit. Without
     ``reboot``, a guest that reboots ends. ``bare_cmdline`` gives the kernel
     ``cmdline`` and nothing else. ``disks`` are files, words as ``kvmkit run --disk``
-    takes them, or :class:`~kvmkit.backends.disk_options.DiskOptions`.
+    takes them, or :class:`~kvmkit.backends.disk_options.DiskOptions`; ``nets`` likewise
+    are as for ``--net``, or :class:`~kvmkit.backends.net.options.NetOptions`.
 
     Raises UsageError for values that cannot be meant; nothing is opened before
     :meth:`start`.
@@ -94,6 +97,7 @@ class VM(Peripherals):
         huge_pages: str | None = None,
         bare_cmdline: bool = False,
         disks: Sequence[PathLike | DiskOptions] = (),
+        nets: Sequence[str | NetOptions] = (),
     ) -> None:
         from kvmkit.board.config import BoardConfig
         from kvmkit.board.memory import check_size
@@ -114,6 +118,8 @@ class VM(Peripherals):
             self.cmdline = command_line(cmdline, log=kernel_log is not None)
         self.disks = tuple([_disk(disk) for disk in disks])
         self._blocks: list[Block] = []
+        self.nets = tuple([_net(net) for net in nets])
+        self._cards: list[Net] = []
         self.engine_wanted = engine
         self._huge_pages = huge_pages
         self._bare_cmdline = bare_cmdline
@@ -171,6 +177,7 @@ class VM(Peripherals):
             huge_pages=self._huge_pages or "",
             bare_cmdline=self._bare_cmdline,
             disks=tuple([str(disk) for disk in self.disks]),
+            nets=tuple([str(net) for net in self.nets]),
         )
 
     # Life
@@ -189,6 +196,7 @@ class VM(Peripherals):
         try:
             self._claim_name()
             self._open_log()
+            self._open_nets()
             self._open_disks()
             board = self._assemble(self._make_engine())
         except BaseException:
@@ -198,6 +206,8 @@ class VM(Peripherals):
         try:
             while self._blocks:
                 board.add_device(self._blocks.pop(0))
+            while self._cards:
+                board.add_device(self._cards.pop(0))
             for device, options in self._devices:
                 board.add_device(device, **options)
             for listener in self._listeners:
@@ -538,6 +548,11 @@ class VM(Peripherals):
         for disk in self.disks:
             self._blocks.append(disk.open())
 
+    def _open_nets(self) -> None:
+        # First of all: passt gets ready while the machine is made.
+        for net in self.nets:
+            self._cards.append(net.open())
+
     def _let_go(self) -> None:
         """Give the name back, close the log if it is ours, and the kernel, which is mapped."""
         control, self.control = self.control, None
@@ -546,6 +561,8 @@ class VM(Peripherals):
         self._image = None
         while self._blocks:
             self._blocks.pop().close()
+        while self._cards:
+            self._cards.pop().close()
         if self._snapshot is not None:
             self._snapshot.close()
         fd, self._log_fd = self._log_fd, -1
@@ -557,6 +574,12 @@ def _disk(disk: PathLike | DiskOptions) -> DiskOptions:
     from kvmkit.backends.disk_options import DiskOptions, parse_disk
 
     return disk.check() if isinstance(disk, DiskOptions) else parse_disk(disk)
+
+
+def _net(net: str | NetOptions) -> NetOptions:
+    from kvmkit.backends.net.options import NetOptions, parse_net
+
+    return net.check() if isinstance(net, NetOptions) else parse_net(net)
 
 
 def make_engine(wanted: str, cpus: int) -> Engine:

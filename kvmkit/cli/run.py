@@ -59,6 +59,20 @@ COMMAND = Command(
             complete="file",
         ),
         Option(
+            "-n --net",
+            "NETWORK[,WORD=VALUE...]",
+            "a network card: user (through passt, without\n"
+            "privileges), tap, tap=IFNAME, or none, which is\n"
+            "the default (docs/network.md); several are possible",
+            repeat=True,
+        ),
+        Option(
+            "--publish",
+            "[ADDRESS:]PORT:GUEST_PORT[/udp]",
+            "let a port of this host lead into the guest;\nmakes a user network if there is none",
+            repeat=True,
+        ),
+        Option(
             "--device",
             "MODULE:CLASS[,ARGUMENT=VALUE...]",
             "a device of your own, from a Python module\n(docs/devices.md); several are possible",

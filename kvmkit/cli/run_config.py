@@ -30,6 +30,7 @@ def config_words(path: str) -> list[str]:
     words.append(f"--mem={config.memory}B")
     words += [f"--initrd={path}" for path in config.initrd]
     words += [f"--disk={disk}" for disk in config.disks]
+    words += [f"--net={net}" for net in config.nets]
     # the option has no way to say "never"; 30 years come near
     words.append(f"--hang-timeout={config.hang_timeout or 999_999_999}")
     if not config.reboot:
@@ -39,6 +40,7 @@ def config_words(path: str) -> list[str]:
 
 def dump(options: Parsed) -> str:
     """The options as a TOML document."""
+    from kvmkit.backends.net.options import net_words
     from kvmkit.cli.session import find_kernel
 
     kernel = find_kernel(options["kernel"], options.words, options.rest is not None)
@@ -56,6 +58,7 @@ def dump(options: Parsed) -> str:
         hang_timeout=0 if hang >= 999_999_999 else hang,
         reboot=not options["no_reboot"],
         disks=tuple(options["disk"]),
+        nets=net_words(options["net"], options["publish"]),
         **more,
     )
     return config.check().to_toml()

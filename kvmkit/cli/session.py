@@ -111,6 +111,7 @@ class Stage:
             hang_timeout=options["hang_timeout"],
             reboot=not options["no_reboot"],
             disks=options["disk"],
+            nets=self._nets(),
             **more,
         )
         if options["device"]:
@@ -192,7 +193,17 @@ class Stage:
 
     def _drivers(self) -> list[str]:
         """The kinds of devices that the guest must have drivers for."""
-        return ["block"] if self._options["disk"] else []
+        kinds = ["block"] if self._options["disk"] else []
+        return [*kinds, "network"] if self._nets() else kinds
+
+    def _nets(self) -> tuple[str, ...]:
+        """The networks, as a VM takes them."""
+        options = self._options
+        if not options["net"] and not options["publish"]:
+            return ()
+        from kvmkit.backends.net.options import net_words
+
+        return net_words(options["net"], options["publish"])
 
     def _initramfs(self, busybox: str) -> str:
         """Our archive, from the cache, or made afresh where the cache cannot be used."""
@@ -223,6 +234,12 @@ class Stage:
         if command is not None:
             log = self._options["kernel_log"]
             words.append(QUIET if log is None else LOG_ONLY)
+        nets = self._nets()
+        if nets:
+            from kvmkit.backends.net.options import parse_net
+
+            told = [parse_net(net).guest_word(index) for index, net in enumerate(nets)]
+            words.append(f"KVMKIT_NET={';'.join(told)}")
         if self.mode == "tty" and not self._options["initrd"]:
             words += self._terminal_parameters()
         return " ".join(filter(None, [*words, given]))

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 __all__ = ["driver_archive"]
 
-_WELCOME = {"block": ("ext4",)}
+_WELCOME = {"block": ("ext4",), "network": ("af_packet",)}
 """What goes along with a kind of device where the kernel has it as a module."""
 
 

@@ -47,6 +47,20 @@ _ETC = {
     "profile": "PS1='\\w \\$ '\nexport PS1\n",
 }
 
+# What busybox's udhcpc runs with what it was told; its own idea of where that is found.
+_DHCP_SCRIPT = """\
+#!/bin/sh
+[ "$1" = bound ] || [ "$1" = renew ] || exit 0
+ip addr flush dev "$interface"
+ip addr add "$ip/${mask:-24}" dev "$interface"
+for one in $router; do ip route add default via "$one" dev "$interface" && break; done
+: > /etc/resolv.conf
+[ -z "$domain" ] || echo "search $domain" >> /etc/resolv.conf
+for one in $dns; do echo "nameserver $one" >> /etc/resolv.conf; done
+[ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
+"""
+_DHCP_PLACES = ("etc/udhcpc/default.script", "usr/share/udhcpc/default.script")
+
 # Elf64_Ehdr and Elf64_Phdr (System V ABI, "Object files")
 _ELF_MAGIC = b"\x7fELF\x02\x01"
 _EM_X86_64 = 62
@@ -167,6 +181,8 @@ def _assemble(
     for name, text in _ETC.items():
         archive.file(f"etc/{name}", text.encode())
     archive.symlink("etc/mtab", "/proc/mounts")
+    for name in _DHCP_PLACES:
+        archive.file(name, _DHCP_SCRIPT.encode(), 0o755)
     for name, (content, mode) in files.items():
         archive.file(name, content, mode)
     return archive.finish()

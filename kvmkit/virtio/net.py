@@ -163,8 +163,12 @@ class Net(VirtioDevice):
     # Life
 
     def attached(self) -> None:
-        """Open the backend."""
-        self.backend.open(self._host, self)
+        """Open the backend; what cannot be opened is closed."""
+        try:
+            self.backend.open(self._host, self)
+        except BaseException:
+            self.backend.close()
+            raise
 
     @property
     def _host(self) -> NetHost:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from kvmkit.backends.net.publish import Published
-from kvmkit.backends.net.stream import FrameStream
+from kvmkit.backends.net.stream import FRAME_MAX, FrameStream
 from kvmkit.backends.net.trouble import NetworkTrouble
 
 TYPE_CHECKING = False
@@ -82,25 +82,37 @@ class Passt(FrameStream):
         Raises NetworkTrouble if it ends instead, or is silent.
         """
         super().open(host, station)
-        import select
-
         question = b"\xff" * 6 + station.mac + b"\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01"
         question += station.mac + _packed(GUEST) + bytes(6) + _packed(ROUTER)
         try:
             os.write(self.fd, len(question).to_bytes(4, "big") + question)
-            poll = select.poll()
-            poll.register(self.fd, select.POLLIN)
-            if poll.poll(READY_TIMEOUT * 1000):
-                if os.read(self.fd, 64 << 10):  # the answer, which is not the guest's
-                    return
-                raise ConnectionResetError
+            # The answer is not the guest's, but what comes after it is.
+            size = int.from_bytes(self._read_exactly(4), "big")
+            self._read_exactly(min(size, FRAME_MAX))
+        except TimeoutError:
+            raise NetworkTrouble("passt was started but does not answer") from None
         except OSError:
             self._reap()
             raise NetworkTrouble(
                 f"passt ended: {self.said or 'it does not say why'}",
-                "kvmkit run --net none starts without a network",
+                "it needs a host with a network; --net none starts without one",
             ) from None
-        raise NetworkTrouble("passt was started but does not answer")
+
+    def _read_exactly(self, size: int) -> bytes:
+        """The next bytes. Raises TimeoutError, or another OSError at the end."""
+        import select
+
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        data = b""
+        while len(data) < size:
+            if not poll.poll(READY_TIMEOUT * 1000):
+                raise TimeoutError
+            more = os.read(self.fd, size - len(data))
+            if not more:
+                raise ConnectionResetError
+            data += more
+        return data
 
     @property
     def said(self) -> str:

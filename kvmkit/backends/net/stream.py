@@ -131,8 +131,10 @@ class FrameStream:
             return
         if events & WRITABLE and self._writing:
             self._host.call(self._flush)
-        if events & ~WRITABLE:
+        if self._reading and events & ~WRITABLE:
             self._read()
+        elif events & select.EPOLLHUP:
+            self._leave("")
 
     def _flush(self) -> None:
         try:
@@ -147,9 +149,6 @@ class FrameStream:
             self._watch()
 
     def _read(self) -> None:
-        if not self._reading:  # a hang-up, which is told in any case
-            self._leave("")
-            return
         try:
             count = os.readv(self.fd, [self._view[self._filled :]])
         except BlockingIOError:

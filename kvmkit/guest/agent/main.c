@@ -10,6 +10,7 @@
 #include "console.h"
 #include "loop.h"
 #include "mounts.h"
+#include "network.h"
 #include "process.h"
 #include "report.h"
 #include "session.h"
@@ -79,6 +80,8 @@ int main(int argc, char **argv, char **envp)
 	if (setup.quiet)
 		console_level('1');
 	load_modules();
+	if (setup.network)
+		networks_up(setup.network, setup.order.envp);
 	console_open(&console, setup.console, setup.order.mode);
 	if (!mount_wanted(&setup))
 		status = STATUS_FAILED;

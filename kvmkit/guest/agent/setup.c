@@ -52,7 +52,7 @@ static void take(struct setup *setup, char *record)
 static void take_environment(struct setup *setup)
 {
 	static char *const names[] = { "KVMKIT_CONSOLE", "KVMKIT_NAME", "KVMKIT_QUIET",
-				       "KVMKIT_ROWS", "KVMKIT_COLUMNS" };
+				       "KVMKIT_ROWS", "KVMKIT_COLUMNS", "KVMKIT_NET" };
 	struct order *order = &setup->order;
 	const char *value[COUNT(names)];
 
@@ -60,6 +60,7 @@ static void take_environment(struct setup *setup)
 		value[at] = order_getenv(order, names[at]);
 	setup->console = value[0];
 	setup->hostname = value[1] ? value[1] : "kvmkit";
+	setup->network = (char *)value[5];
 	setup->quiet = value[2] && same(value[2], "1");
 	if (value[3] && value[4]) {
 		order->rows = (unsigned int)number_or(value[3], 0xffff, 0);

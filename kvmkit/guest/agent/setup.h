@@ -22,7 +22,8 @@
  *
  * Without this file a shell runs on the console. From the kernel's environment
  * (words of its command line), all optional: KVMKIT_CONSOLE, KVMKIT_NAME,
- * KVMKIT_QUIET=1 (no kernel messages on the console), KVMKIT_ROWS, KVMKIT_COLUMNS.
+ * KVMKIT_NET=eth0,10.0.2.15/24,10.0.2.2,10.0.2.3;eth1,dhcp (network cards: address,
+ * router and name server, or a question for them), KVMKIT_QUIET=1 (no kernel messages on the console), KVMKIT_ROWS, KVMKIT_COLUMNS.
  *
  * The host is trusted with the guest, but not to be free of mistakes: lengths are
  * limits of arrays here, not of trust, and what exceeds them is reported.
@@ -45,6 +46,7 @@ struct mount {
 struct setup {
 	const char *hostname, *console, *link, *root;
 	unsigned int vsock; /* a port; 0: none */
+	char *network; /* what KVMKIT_NET says, or NULL */
 	bool quiet;
 	bool shell; /* no instructions: a shell for whoever sits at the console */
 	struct mount mounts[MOUNTS_MAX];
