@@ -79,7 +79,9 @@ class stopping_signals:
 class Console:
     """Joins a terminal and a VM until :meth:`end` is called.
 
-    ``send`` takes bytes for the guest's console; ``resized`` rows and columns.
+    ``send`` takes bytes for the guest's console; ``resized`` rows and columns. ``woken``
+    is called whenever the terminal was woken, ``signalled`` for a signal that would stop
+    us: it is true when the guest was sent the signal instead.
     """
 
     def __init__(
@@ -88,11 +90,15 @@ class Console:
         vm: Steerable,
         send: Callable[[bytes], None],
         resized: Callable[[int, int], None] | None = None,
+        woken: Callable[[], None] | None = None,
+        signalled: Callable[[int], bool] | None = None,
     ) -> None:
         self._terminal = terminal
         self._vm = vm
         self._send = send
         self._resized = resized
+        self._woken = woken
+        self._signalled = signalled
         self._keys = EscapeKeys()
         self._editor: LineEditor | None = None
         self._monitor = Monitor(vm)
@@ -121,6 +127,8 @@ class Console:
                 if wake in ready:
                     self._terminal.woken()
                     self._handle_signals()
+                    if self._woken is not None:
+                        self._woken()
                 elif self._terminal.output in ready and not self._terminal.is_tty:
                     raise Stopped(signal.SIGPIPE)
                 elif self._reading:
@@ -149,8 +157,9 @@ class Console:
         while self._signals:
             number = self._signals[0]
             if number in STOPPING:
-                raise Stopped(number)
-            if number == signal.SIGTSTP:
+                if self._signalled is None or not self._signalled(number):
+                    raise Stopped(number)
+            elif number == signal.SIGTSTP:
                 self._suspend()
             elif number == signal.SIGCONT:
                 # after SIGSTOP, which cannot be handled, the shell has changed the terminal

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvmkit.cli.options import Command, Option
-from kvmkit.cli.values import count, device, seconds, size
+from kvmkit.cli.values import count, device, seconds, size, variable
+from kvmkit.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "main"]
 
 MOST_CPUS = 64
+
+NEED_AGENT = {name: f"--{name}" for name in ("root", "rw", "ro", "user", "env", "cwd")}
+"""With one of these the command runs under the guest's agent (cli/agent_session.py)."""
 
 COMMAND = Command(
     "kvmkit run",
@@ -71,6 +75,33 @@ COMMAND = Command(
             "[ADDRESS:]PORT:GUEST_PORT[/udp]",
             "let a port of this host lead into the guest;\nmakes a user network if there is none",
             repeat=True,
+        ),
+        Option(
+            "--root",
+            "host|DIR",
+            "the guest's root: this machine's, or a directory;\n"
+            "what the guest changes there is forgotten\n"
+            "(docs/run.md)",
+            complete="file",
+        ),
+        Option(
+            "--rw",
+            "DIR",
+            "share a directory with the guest, at the same\npath; several are possible",
+            repeat=True,
+            complete="file",
+        ),
+        Option("--ro", "DIR", "the same, read-only", repeat=True, complete="file"),
+        Option(
+            "--user",
+            "NAME|UID[:GID]",
+            "whom the command runs as (default: with\n--root host you, else root)",
+        ),
+        Option("--env", "NAME=TEXT", "a variable for the command", convert=variable, repeat=True),
+        Option(
+            "--cwd",
+            "DIR",
+            "where it starts (default: here, if the guest has\nthis directory)",
         ),
         Option(
             "--device",
@@ -148,6 +179,7 @@ Examples:
   kvmkit run -k bzImage -m 1G -c 4   your own kernel, 1 GiB, 4 CPUs
   kvmkit run -k bzImage -- sh -c 'dmesg | tail'
   kvmkit run -i root.cpio.gz -p 'rdinit=/bin/sh quiet'
+  kvmkit run --root host --rw . -- make test
   kvmkit run --detach --name box     in the background; kvmkit console box
 """,
 )
@@ -173,6 +205,13 @@ def main(arguments: Sequence[str]) -> int:
     # it on when the VM has started.
     gc.disable()
     try:
+        with_agent = any(parsed[name] for name in NEED_AGENT)
+        if with_agent and not parsed["detach"]:
+            from kvmkit.cli.agent_session import run as run_with_agent
+
+            return run_with_agent(parsed)
+        if with_agent:
+            raise UsageError(f"--detach goes with none of {', '.join(NEED_AGENT.values())}")
         if parsed["detach"] or parsed["no_wait"]:
             from kvmkit.cli.detach import detach
 

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["count", "device", "seconds", "size"]
+__all__ = ["count", "device", "seconds", "size", "variable"]
 
 _UNITS = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = "a size such as 512M or 4G (without a unit: MiB)"
@@ -53,6 +53,13 @@ def device(text: str) -> tuple[str, dict[str, str]]:
     if not (module and colon and kind) or not all(key and sep for key, sep, _ in pairs):
         raise ValueError("module:Class, then ,argument=value as often as needed")
     return name, {key: value for key, _, value in pairs}
+
+
+def variable(text: str) -> str:
+    """``NAME=TEXT`` as it is; raises ValueError."""
+    if not text.partition("=")[0] or "=" not in text:
+        raise ValueError("NAME=TEXT")
+    return text
 
 
 def seconds(text: str) -> float:

@@ -54,6 +54,9 @@ class Session:
         self._input_open = True
         self._input_ends = False
         self._taken = [0, 0, 0]
+        self.holds = False
+        """Whether output counts as taken only when :meth:`taken` says so; else when
+        ``on_output`` returns."""
         self.on_room: Callable[[], None] | None = None
         """Called when :attr:`backlog` has become smaller."""
 
@@ -104,6 +107,13 @@ class Session:
             self._client.forget(self)
             self.ended = True
 
+    def taken(self, stream: int, size: int) -> None:
+        """So many bytes of output have reached whom they were for: the guest may send more."""
+        taken = self._taken[stream] = self._taken[stream] + size
+        if taken >= min(_RENEW, protocol.WINDOW // 2) and not self.ended:
+            self._taken[stream] = 0
+            self._client.send(encode(protocol.WINDOW_MORE, self.ident, stream, taken))
+
     # From the guest
 
     def take(self, frame: Frame) -> None:
@@ -111,10 +121,8 @@ class Session:
         kind, stream = frame.type, frame.stream
         if kind == protocol.DATA and stream in (protocol.OUTPUT, protocol.ERROR):
             self._on_output(stream, frame.payload)
-            taken = self._taken[stream] = self._taken[stream] + len(frame.payload)
-            if taken >= min(_RENEW, protocol.WINDOW // 2) and not self.ended:
-                self._taken[stream] = 0
-                self._client.send(encode(protocol.WINDOW_MORE, self.ident, stream, taken))
+            if not self.holds:
+                self.taken(stream, len(frame.payload))
         elif kind == protocol.END and stream in (protocol.OUTPUT, protocol.ERROR):
             self._on_output(stream, b"")
         elif kind == protocol.WINDOW_MORE and stream == protocol.INPUT:

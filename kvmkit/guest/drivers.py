@@ -49,6 +49,7 @@ DEVICES = {
     "entropy": ("virtio_pci", "virtio_rng"),
     "fs": ("virtio_pci", "virtiofs"),
     "network": ("virtio_pci", "virtio_net"),
+    "overlay": ("overlay",),
     "pmem": ("virtio_pci", "virtio_pmem", "nd_pmem"),
     "vsock": ("virtio_pci", "vmw_vsock_virtio_transport"),
 }

@@ -99,6 +99,17 @@ static unsigned long split(char *all, struct text *data)
 	return flags;
 }
 
+/* An overlay's layers above, which a fresh tmpfs does not have yet. */
+static void make_layers(struct text *data)
+{
+	struct text copied = *data;
+	char *rest = copied.data, *option, *path;
+
+	while ((option = next_field(&rest, ',')))
+		if ((path = after(option, "upperdir=")) || (path = after(option, "workdir=")))
+			make_directories(path);
+}
+
 static bool mount_one(const struct mount *mount)
 {
 	struct text data;
@@ -107,6 +118,7 @@ static bool mount_one(const struct mount *mount)
 
 	if (error == -ENOENT) {
 		make_directories(mount->target);
+		make_layers(&data);
 		error = sys_mount(mount->source, mount->target, mount->type, flags, data.data);
 	}
 	/* A bind mount takes its other flags only afterwards: mount(2). */
