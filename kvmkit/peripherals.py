@@ -12,6 +12,7 @@ from kvmkit.view import View
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket
     from typing import Any
 
     from kvmkit.backends.ports import PortStream
@@ -32,6 +33,7 @@ class Peripherals(View):
         super().__init__(name)
         self._console: Console | None = None
         self._streams: dict[str, PortStream] = {}
+        self._vsock_path = ""
 
     # Ports
 
@@ -79,3 +81,31 @@ class Peripherals(View):
         elif self._board is not None:
             raise UsageError("ports are added before a VM starts")
         return self._console
+
+    # Sockets
+
+    def vsock(self, path: str, *, cid: int = 3) -> None:
+        """Give the guest sockets (AF_VSOCK) with address ``cid``, the host's ends being Unix
+        sockets: one at ``path`` to connect to the guest, and ``path_P`` for who listens
+        for the guest at port P (``docs/vsock.md``). Before the start."""
+        from kvmkit.backends.vsock import VsockHub
+        from kvmkit.virtio.vsock import GUEST_CID_MAX, Vsock
+
+        if not 2 < cid <= GUEST_CID_MAX:
+            raise UsageError(f"a guest's vsock address is 3 to {GUEST_CID_MAX}, not {cid}")
+        if self._vsock_path:
+            raise UsageError("a VM has one vsock device")
+        self.add_device(Vsock(cid, VsockHub(path)))
+        self._vsock_path = path
+
+    def vsock_connect(self, port: int, timeout: float | None = None) -> socket:
+        """A socket to who listens at ``port`` in the guest.
+
+        Raises VsockRefused when that is nobody, CommandTimeout after ``timeout`` seconds.
+        """
+        from kvmkit.backends.vsock import connect
+
+        if not self._vsock_path:
+            raise UsageError("this VM has no vsock device", "call vm.vsock(path) before the start")
+        client: socket = connect(self._vsock_path, port, timeout)
+        return client
