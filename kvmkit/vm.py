@@ -204,8 +204,8 @@ class VM(Peripherals):
             raise
         self._board = board
         try:
-            while self._blocks:
-                board.add_device(self._blocks.pop(0))
+            for block in self._blocks:
+                board.add_device(block)
             while self._cards:
                 board.add_device(self._cards.pop(0))
             for device, options in self._devices:
@@ -387,6 +387,12 @@ class VM(Peripherals):
     ) -> None:
         self.close()
 
+    @property
+    def unused_disks(self) -> list[str]:
+        """The files of disks that no driver of the guest's has taken up, from the start on."""
+        blocks = zip(self.disks, self._blocks, strict=False)
+        return [disk.path for disk, block in blocks if not block.taken_up]
+
     # Switches
 
     @property
@@ -559,8 +565,8 @@ class VM(Peripherals):
         if control is not None:
             control.close()
         self._image = None
-        while self._blocks:
-            self._blocks.pop().close()
+        for block in self._blocks:
+            block.close()
         while self._cards:
             self._cards.pop().close()
         if self._snapshot is not None:

@@ -22,6 +22,8 @@ QUIET = "loglevel=1"
 """For a command's output to be only that. Not 0, with which even a panic is
 silent: Linux ``include/linux/printk.h``, ``console_verbose()``."""
 
+_NEEDS = "  hint: its kernel needs CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_PCI, built in or loaded\n"
+
 HASTE = 0.1
 """Seconds the reader of our output gets when a signal has told us to end."""
 
@@ -71,6 +73,8 @@ def _run(options: Parsed) -> int:
         report(ending, command=options.rest is not None, fresh_line=_fresh_line(vm, terminal))
         if vm.output_trouble:
             _tell(f"kvmkit: output was lost: {vm.output_trouble}\n")
+        for path in vm.unused_disks:
+            _tell(f"kvmkit: the guest has no driver for the disk {path}\n{_NEEDS}")
         return ending.exit_code or (FileTrouble.exit_code if vm.output_trouble else 0)
 
 

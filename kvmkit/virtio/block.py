@@ -90,6 +90,8 @@ class Block(VirtioDevice):
         self._finished: deque[tuple[int, Chain, memoryview, bytes]] = deque()
         self._finishing = False
         self._flush_writes = False
+        self.taken_up = False
+        """Whether a driver has ever worked with it."""
         self.features = 1 << F_SEG_MAX | 1 << F_BLK_SIZE | 1 << F_FLUSH | 1 << F_TOPOLOGY
         if queues > 1:
             self.features |= 1 << F_MQ
@@ -117,6 +119,7 @@ class Block(VirtioDevice):
 
     def activated(self, features: int) -> None:
         """For a driver that cannot flush, what is written is on the medium (5.2.6.2)."""
+        self.taken_up = True
         self._flush_writes = not features >> F_FLUSH & 1
 
     def notified(self, index: int) -> None:

@@ -95,6 +95,8 @@ int main(int argc, char **argv, char **envp)
 	/* The kernel's "Power down" must not be the last line of a program's output. */
 	if (console.is_kernels)
 		console_level('0');
+	/* The host ends the machine as soon as it knows the status: disks must be written by then. */
+	sys3(__NR_sync, 0, 0, 0);
 	if (!setup.shell)
 		report_exit(status);
 	if (setup.mount_count) {
