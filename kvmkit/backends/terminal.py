@@ -35,6 +35,8 @@ class Terminal:
         self.is_tty = os.isatty(input) and os.isatty(output)
         """A person sits there. A terminal with redirected output is no console."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.raw_output = False
+        """Whether :meth:`raw` is for output too: the guest ends its lines as a terminal's."""
         self._saved: list[Any] | None = None
         self._modes = PrivateModes()
 
@@ -83,7 +85,8 @@ class Terminal:
 
         Nothing happens without a terminal, and in the background, where changing
         the terminal would stop the process. Output processing stays on, so that
-        a plain newline of ours or of the guest begins a line.
+        a plain newline of ours or of the guest begins a line, but for
+        :attr:`raw_output`.
         """
         if not self.is_tty or self._saved is not None or not self.foreground:
             return
@@ -93,6 +96,8 @@ class Terminal:
         iflag, oflag, cflag, lflag, ispeed, ospeed, cc = saved
         iflag &= ~(t.BRKINT | t.PARMRK | t.ISTRIP | t.INLCR | t.IGNCR | t.ICRNL | t.IXON)
         lflag &= ~(t.ECHO | t.ECHONL | t.ICANON | t.ISIG | t.IEXTEN)
+        if self.raw_output:
+            oflag &= ~t.OPOST
         cc = list(cc)
         cc[t.VMIN], cc[t.VTIME] = 1, 0
         self._saved = saved

@@ -39,6 +39,9 @@ FAREWELL = 15.0
 """Seconds for a guest to write what it has to write."""
 
 ENODEV = 19
+LAST_WORDS = 2.0
+"""Seconds from the agent's end to the guest's: a reboot, a panic."""
+
 SHELL = "/bin/sh"
 
 
@@ -65,6 +68,8 @@ def _run(options: Parsed) -> int:
                 gc.freeze()  # what is here now stays: it need not be looked through
                 gc.enable()
                 lost = stage.attend(vm)
+                if command.status is None:
+                    vm.wait(LAST_WORDS)
             except Stopped as stopped:
                 code = 128 + stopped.number
             finally:
@@ -117,7 +122,7 @@ class AgentStage(Stage):
         for path, _ in [(root or "/", True), *shares]:
             if not os.path.isdir(path):
                 raise FileTrouble(f"{path}: expected a directory to share, found none")
-        return plan_root(root, shares)
+        return plan_root(root, shares, temporary=os.path.isdir(f"{root}/tmp"))
 
     @property
     def _is_host(self) -> bool:
@@ -282,6 +287,7 @@ class AgentStage(Stage):
                 console.end()
 
         command.on_output = put
+        terminal.raw_output = True
         console = Console(
             terminal, vm, command.write, command.resize, woken=woken, signalled=command.signal
         )

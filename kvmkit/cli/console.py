@@ -229,8 +229,11 @@ class Console:
             self._say("\n")
 
     def _say(self, text: str) -> None:
-        """Our own words in the middle of the guest's; the terminal still turns \\n into \\r\\n."""
-        self._terminal.write(text.replace("\r\n", "\n").encode())
+        """Our own words in the middle of the guest's; the terminal mostly turns \\n into \\r\\n."""
+        text = text.replace("\r\n", "\n")
+        if self._terminal.raw_output:
+            text = text.replace("\n", "\r\n")
+        self._terminal.write(text.encode())
 
     def _suspend(self) -> None:
         """Stop as a shell's job does: the VM stands, the terminal is the shell's."""

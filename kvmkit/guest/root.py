@@ -48,12 +48,15 @@ class Plan(Record):
         return not all(share.read_only for share in self.shares)
 
 
-def plan_root(root: str | None, shares: Iterable[tuple[str, bool]] = ()) -> Plan:
+def plan_root(
+    root: str | None, shares: Iterable[tuple[str, bool]] = (), *, temporary: bool = True
+) -> Plan:
     """The plan for ``root``, a directory of the host or None for what the initramfs holds.
 
     ``shares`` are directories, absolute and without symbolic links on the way, and
-    whether each is read-only; the last word on a directory counts. Raises UsageError for
-    the root as such, or one of the guest kernel's own directories, as a share.
+    whether each is read-only; the last word on a directory counts. ``temporary`` says that
+    the root has a directory ``/tmp``. Raises UsageError for the root as such, or one of the
+    guest kernel's own directories, as a share.
     """
     shared: list[Shared] = []
     mounts: list[Mount] = []
@@ -63,9 +66,10 @@ def plan_root(root: str | None, shares: Iterable[tuple[str, bool]] = ()) -> Plan
         mounts.append(Mount(LOWER, "virtiofs", ROOT_TAG, "ro"))
         mounts.append(Mount(OVER, "tmpfs", "tmpfs", "mode=755"))
         mounts.append(Mount(ROOT, "overlay", "root", layers))
-        # The first process takes its /tmp along to the root. What is there on the host is
-        # wanted as well: build trees, and what other programs have put there for this one.
-        mounts.append(Mount("/tmp", "none", f"{ROOT}/tmp", "bind"))
+        if temporary:
+            # The first process takes its /tmp along to the root. What is there on the host
+            # is wanted: build trees, and what other programs have put there for this one.
+            mounts.append(Mount("/tmp", "none", f"{ROOT}/tmp", "bind"))
     # Sorted, so that a directory comes before those in it.
     for number, (path, read_only) in enumerate(sorted(dict(shares).items())):
         if path == "/" or any(path == own for own in _KERNELS):
