@@ -52,6 +52,8 @@ def fork(
 
     if count < 1:
         raise UsageError(f"a number of copies is 1 or more, not {count}")
+    if vm.disks or vm.nets:
+        raise UsageError("copies cannot share disks or networks; fork a VM without")
     board = vm.board
     with board.control:
         running = not board.paused

@@ -59,7 +59,14 @@ _RECORDS = {
 
 _HEAD = {"kvmkit": "str", "name": "str", "saved": "int", "memory": "int"}
 _PARTS = {"extents": list, "config": dict, "state": dict}
-_CONFIG = {"kernel": "str", "initrd": "tuple[str, ...]", "cmdline": "str", "cpus": "int"}
+_CONFIG = {
+    "kernel": "str",
+    "initrd": "tuple[str, ...]",
+    "cmdline": "str",
+    "cpus": "int",
+    "disks": "tuple[tuple[str, int, int], ...] | None",
+    "nets": "tuple[str, ...] | None",
+}
 
 
 class Snapshot:
@@ -252,13 +259,17 @@ def _head(head: Any, path: str) -> dict[str, Any]:
     for place, shapes in ((head, _HEAD), (head["config"], _CONFIG)):
         for name, annotation in shapes.items():
             value = place.get(name)
-            if not fits(tuple(value) if isinstance(value, list) else value, annotation):
+            if not fits(_tuples(value), annotation):
                 raise BadSnapshot(f"{path}: {_STATE}: {name} is not {annotation}")
             if isinstance(value, str) and "\0" in value:
                 raise BadSnapshot(f"{path}: {_STATE}: {name} holds a zero byte")
     if not 1 <= head["config"]["cpus"] <= _CPUS_MAX:
         raise BadSnapshot(f"{path}: {_STATE}: {head['config']['cpus']} CPUs")
     return head
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _trouble(path: str, error: OSError) -> KvmkitError:

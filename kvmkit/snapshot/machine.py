@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from kvmkit.errors import BadSnapshot
+from kvmkit.errors import BadSnapshot, UsageError
+from kvmkit.frozen import replace
 from kvmkit.snapshot.format import INITRD, Snapshot
 
 TYPE_CHECKING = False
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from kvmkit.vm import VM
 
-__all__ = ["about", "config_of", "loose_initrds", "make", "open_vm"]
+__all__ = ["about", "check_disks", "config_of", "disks_of", "loose_initrds", "make", "open_vm"]
 
 _OURS = "/proc/self/fd/"
 
@@ -28,7 +29,7 @@ def about(vm: VM) -> dict[str, Any]:
         "kvmkit": __version__,
         "saved": int(time()),
         "name": vm.name,
-        "config": config_of(vm),
+        "config": {**config_of(vm), "disks": disks_of(vm)},
     }
 
 
@@ -53,7 +54,57 @@ def config_of(vm: VM) -> dict[str, Any]:
         "cmdline": vm.cmdline,
         "cpus": vm.config.cpus,
         "reboot": vm.config.reboot,
+        "nets": [str(net) for net in vm.nets],
     }
+
+
+def disks_of(vm: VM) -> list[list[Any]]:
+    """Each disk of ``vm`` as words, with the size and time by which a change is seen.
+
+    The machine stands, and its devices have written what they had. Raises UsageError for a
+    disk whose contents nobody keeps.
+    """
+    found: list[list[Any]] = []
+    for disk in vm.disks:
+        if disk.snapshot and not disk.read_only:
+            raise UsageError(
+                f"{disk.path}: what the guest writes to a disk with \",snapshot\" is not kept",
+                "use an overlay file instead: qemu-img create -f qcow2 -b ...",
+            )
+        path = os.path.abspath(disk.path)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        found.append([str(replace(disk, path=path)), *_facts(path)])
+    return found
+
+
+def _facts(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def check_disks(config: dict[str, Any]) -> list[str]:
+    """The disks' words. Raises BadSnapshot for one that was written since."""
+    from kvmkit.backends.disk_options import parse_disk
+
+    words = []
+    for text, *facts in config.get("disks", []):
+        path = parse_disk(text).path
+        try:
+            now = _facts(path)
+        except OSError as error:
+            raise BadSnapshot(f"the disk {path} is gone: {error.strerror}") from None
+        if now != tuple(facts):
+            raise BadSnapshot(
+                f"the disk {path} was written since the snapshot was taken",
+                "the guest would find other contents than it knows; keep a copy of the disk "
+                "with each snapshot and put it back first (cp --reflink=auto -p)",
+            )
+        words.append(text)
+    return words
 
 
 def make(
@@ -73,6 +124,8 @@ def make(
             memory=memory,
             engine=engine,
             reboot=bool(config.get("reboot", True)),
+            disks=config.get("disks", ()),
+            nets=config.get("nets", ()),
             bare_cmdline=True,
             hang_timeout=None,
             **options,
@@ -92,6 +145,7 @@ def open_vm(
         wanted = snapshot.engine if engine == "auto" else engine
         config = snapshot.config
         folder = os.path.abspath(path)
+        config["disks"] = check_disks(config)
         config["initrd"] = [os.path.join(folder, name) for name in config["initrd"]]
         vm = make(cls, config, snapshot.memory, engine=wanted, **options)
     except BaseException as error:

@@ -57,8 +57,8 @@ def suite(tmp_path, kernel, busybox):
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-p", "kvmkit.pytest_plugin", "-p", "no:cacheprovider",
              "--strict-markers", "--kvmkit-engine", "soft", *named, *words, str(file)],
-            cwd=tmp_path, env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"), capture_output=True, text=True, timeout=300,
-            check=False,
+            cwd=tmp_path, env=environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
     return run

@@ -13,9 +13,9 @@ from kvmkit.devices.lapic_registers import LapicState, LapicTimerState
 from kvmkit.devices.pit_counter import CounterState
 from kvmkit.engine.cpu import CpuState, DescriptorTable, Fpu, Segment
 from kvmkit.errors import BadSnapshot
-from kvmkit.frozen import replace
+from kvmkit.frozen import Record, replace
 from kvmkit.snapshot.records import decode, encode
-from kvmkit.snapshot.shapes import fits
+from kvmkit.snapshot.shapes import fits, shape
 from kvmkit.snapshot.text import parse
 
 U16, U64 = st.integers(0, 0xFFFF), st.integers(0, (1 << 64) - 1)
@@ -241,3 +241,31 @@ def test_numbers_without_end_are_refused():
     """Python refuses to read a million digits; so do we, as a ValueError."""
     with pytest.raises(ValueError, match="limit"):
         parse("9" * 100_000)
+
+
+def state_records():
+    """Every record class of the rooms whose records snapshots hold."""
+    import importlib
+    import pkgutil
+
+    import kvmkit.board
+    import kvmkit.devices
+    import kvmkit.virtio
+
+    for room in (kvmkit.board, kvmkit.devices, kvmkit.virtio):
+        for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+            loaded = importlib.import_module(module.name)
+            for each in vars(loaded).values():
+                if isinstance(each, type) and issubclass(each, Record) and each is not Record:
+                    yield each
+
+
+def test_every_state_records_annotations_can_be_checked():
+    """A device whose record says more than the language knows could not be restored."""
+    seen = set()
+    for record in state_records():
+        if record.__name__.endswith(("State", "Setup")):
+            seen.add(record.__name__)
+            for annotation in record.__annotations__.values():
+                shape(annotation)
+    assert {"SerialState", "TransportState", "BoardState"} <= seen
