@@ -117,3 +117,40 @@ def test_what_the_host_changes_is_seen(kernel, busybox, tmp_path, share):
         log = vm.console_log.decode()
     assert "beforebefore" in log and "NEWAFTER" in log
     assert not (share / "go").exists()
+
+
+@pytest.mark.parametrize("cache", ["auto", "always"])
+def test_random_changes_of_a_file(kernel, busybox, tmp_path, share, compiled, cache):
+    """Writes, mappings, truncations, holes and copies, each step compared with memory."""
+    shutil.copy(compiled("test_fs_ranges.c"), share / "ranges")
+    script = "for seed in 1 2 3; do /mnt/ranges /mnt/file$seed $seed 400; done\n"
+    log = run(kernel, busybox, tmp_path, script, cache=cache)
+    assert log.count("ok") == 3, log
+
+
+STRESSORS = (
+    "access chmod dentry dir dirdeep fallocate fcntl filename fpunch fstat getdent hdd iomix "
+    "link mknod open rename symlink touch utime xattr"
+)
+
+
+def test_stress_ng_in_a_guest_with_the_hosts_root(kernel, busybox, tmp_path, share):
+    """All at once: a program of the host's read-only root on a second, writable share."""
+    if not shutil.which("stress-ng"):
+        pytest.skip("no stress-ng (apt install stress-ng)")
+    options = " ".join(f"--{name} 1" for name in STRESSORS.split())
+    script = f"""
+mount -t virtiofs -o ro root /mnt && mount -t virtiofs shared /mnt{share}
+mount -t proc proc /mnt/proc
+chroot /mnt stress-ng {options} --timeout 8s --temp-path {share} --verify 2>&1
+echo status $?
+"""
+    initrd = module_initrd(tmp_path, kernel, busybox, ("virtio_pci", "virtiofs"), script)
+    vm = VM(kernel, initrd=initrd, cmdline="quiet", engine="soft", timeout=200)
+    vm.add_virtio(Share("/", tag="root", read_only=True))
+    vm.add_virtio(Share(share, tag="shared"))
+    ending = vm.run()
+    log = vm.console_log.decode()
+    assert ending.kind is EndKind.POWERED_OFF, ending.detail
+    assert "status 0" in log and "successful run completed" in log, log
+    assert not list(share.iterdir())

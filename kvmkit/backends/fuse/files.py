@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL, EISDIR, ELOOP, EROFS
+from errno import EINVAL, EISDIR, ELOOP, ENOSYS, EROFS
 from stat import S_IFDIR, S_IFLNK, S_IFREG, S_IMODE
 
 from kvmkit.backends.fuse import abi
@@ -155,6 +155,8 @@ def release(session: Session, request: Request) -> bytes:
 
 def flush(session: Session, request: Request) -> bytes:
     """FLUSH: one user closes it; errors of earlier writes come up here (close(2))."""
+    if session.read_only:
+        raise error(ENOSYS)  # nothing is ever written, so Linux need not ask again
     number, _, _, _ = request.take(abi.FLUSH_IN)
     handle = session.handles.file(number)
     os.close(os.dup(handle.fd))
