@@ -28,6 +28,7 @@ COMMANDS = {
     "rename": "give a running VM another name",
     "snapshot": "save running VMs in directories, and go on from there",
     "image": "fetch, list and remove kernels and other guest parts",
+    "cache": "the booted guests that kvmkit run --warm keeps",
     "doctor": "say which CPU engine will be used, why, and what is missing",
     "completion": "print the completion script for bash, zsh or fish",
     "version": "print the version",

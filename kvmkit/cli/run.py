@@ -110,6 +110,11 @@ COMMAND = Command(
             convert=device,
             repeat=True,
         ),
+        Option(
+            "--warm",
+            "",
+            "run the command in a guest that was booted before\n(kvmkit cache lists them)",
+        ),
         Option("--name", "NAME", "the VM's name"),
         Option(
             "--engine",
@@ -205,6 +210,10 @@ def main(arguments: Sequence[str]) -> int:
     # it on when the VM has started.
     gc.disable()
     try:
+        if parsed["warm"]:
+            from kvmkit.cli.warm import run as run_warm
+
+            return run_warm(parsed)
         with_agent = any(parsed[name] for name in NEED_AGENT)
         if with_agent and not parsed["detach"]:
             from kvmkit.cli.agent_session import run as run_with_agent

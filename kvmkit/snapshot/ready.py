@@ -16,7 +16,7 @@ from kvmkit.vm import VM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from kvmkit.guest.client import AgentClient, Session
@@ -109,6 +109,18 @@ class ReadyVM(VM):
                 session.close()
             raise CommandTimeout(f"{words[0]} did not end within {timeout:g} s")
         return self._outcome(words, session, streams, check)
+
+    def begin(
+        self,
+        order: list[tuple[str, str]],
+        on_output: Callable[[int, bytes], None],
+        on_end: Callable[[Session], None],
+    ) -> Session:
+        """Start a program; see :meth:`kvmkit.guest.client.AgentClient.start`. The callables
+        run under the board's lock, which the session's methods need as well."""
+        self.wait_ready()
+        with self.board.lock:
+            return self._client.start(order, on_output, on_end)
 
     def _outcome(
         self, words: list[str], session: Session, streams: dict[int, bytearray], check: bool
