@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from kvmkit.backends import qcow2_mapping, qcow2_refcounts
 from kvmkit.backends.disk import open_disk
-from kvmkit.errors import FileTrouble, PermissionTrouble
+from kvmkit.errors import FileTrouble
 from tests.backends.disk_model import SECTOR, Model, acts, pattern
+from tests.backends.hostile_image import play_image
 from tests.backends.qcow2_images import check, create, qemu_img, raw_bytes, requires_qemu_img
 
 pytestmark = requires_qemu_img
@@ -472,40 +473,7 @@ def seeds(tmp_path_factory):
 )
 def test_any_image_is_survived(tmp_path_factory, seeds, seed, changes, todo):
     """Refused in one line, or errors of the disk: nothing else, and no other file."""
-    play_image(tmp_path_factory.mktemp("image") / "disk", seeds[seed], changes, todo)
-
-
-def play_image(path, data, changes, todo):
-    image = bytearray(data)
+    image = bytearray(seeds[seed])
     for at, what in changes:
         image[at : at + len(what)] = what
-    path.write_bytes(image)
-    try:
-        disk = open_disk(str(path), format="qcow2")
-    except (FileTrouble, PermissionTrouble) as error:
-        assert "\n" not in str(error)
-        return
-    try:
-        sectors = max(min(disk.size // SECTOR, 256), 1)
-        for kind, sector, count, seed in todo:
-            offset = sector % sectors * SECTOR
-            size = min(count * SECTOR, disk.size - offset)
-            try:
-                if kind == "write":
-                    disk.write(offset, [memoryview(pattern(seed, size))])
-                elif kind == "zero":
-                    disk.write_zeroes(offset, size, unmap=bool(seed & 1))
-                elif kind == "discard":
-                    disk.discard(offset, size)
-                elif kind == "flush":
-                    disk.flush()
-                else:
-                    disk.read(offset, [memoryview(bytearray(size))])
-            except OSError as error:
-                assert error.errno
-    finally:
-        try:
-            disk.close()
-        except OSError as error:
-            assert error.errno
-    assert os.listdir(path.parent) == [path.name]
+    play_image(tmp_path_factory.mktemp("image") / "disk", bytes(image), todo)
