@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from typing import Final, Protocol
 
     from kvmkit.virtio.chain import Chain
+    from kvmkit.virtio.fs_state import ShareState
 
     class FuseServer(Protocol):
         """Who answers: ``kvmkit.backends.fuse.server.Server``."""
 
         def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int: ...
         def reset(self) -> None: ...
+        def save(self) -> ShareState: ...
+        def restore(self, state: ShareState) -> None: ...
 
     class Submitter(Protocol):
         """Whose threads serve: ``kvmkit.backends.disk_queue.DiskQueue``."""
@@ -108,6 +111,14 @@ class VirtioFs(VirtioDevice):
     def drain(self) -> None:
         """Wait until every request is done."""
         self._workers.drain()
+
+    def state(self) -> ShareState:
+        """See :mod:`kvmkit.virtio.fs_state`."""
+        return self._server.save()
+
+    def restore(self, state: ShareState) -> None:
+        """Find again what the guest knows and has open."""
+        self._server.restore(state)
 
     def close(self) -> None:
         """End the threads and close all files."""

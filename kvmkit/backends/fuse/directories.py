@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvmkit.backends.fuse.request import Request
     from kvmkit.backends.fuse.session import Session
 
-__all__ = ["fsyncdir", "opendir", "readdir", "readdirplus", "releasedir"]
+__all__ = ["fsyncdir", "open_directory", "opendir", "readdir", "readdirplus", "releasedir"]
 
 _AHEAD: Final = 8192
 """Bytes read from a directory at a time, kept with its handle."""
@@ -29,12 +29,13 @@ _ENTRY_SIZE: Final = abi.ENTRY_OUT.size + abi.ATTR.size
 
 def opendir(session: Session, request: Request) -> bytes:
     """OPENDIR."""
-    handle = _open(session, session.directory(request.nodeid))
+    handle = open_directory(session, session.directory(request.nodeid))
     flags = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE if session.cache == "always" else 0
     return abi.OPEN_OUT.pack(session.handles.add(handle), flags, 0)
 
 
-def _open(session: Session, inode: Inode) -> DirectoryHandle:
+def open_directory(session: Session, inode: Inode) -> DirectoryHandle:
+    """Open a directory the guest knows. Raises OSError."""
     descriptor = session.inodes.hold(inode)
     if inode.closed:
         return DirectoryHandle(inode, descriptor)
@@ -82,7 +83,7 @@ def _readable(session: Session, nodeid: int) -> DirectoryHandle:
     inode = session.directory(nodeid)
     handle = inode.data
     if not isinstance(handle, DirectoryHandle):
-        handle = _open(session, inode)
+        handle = open_directory(session, inode)
         session.inodes.attach(inode, handle)
     return handle
 

@@ -54,7 +54,8 @@ class Handles:
         self._most = most
         self._lock = allocate_lock()
         self._open: dict[int, Handle] = {}
-        self._last = 0
+        self.last = 0
+        """The highest number so far."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -69,9 +70,21 @@ class Handles:
         with self._lock:
             if len(self._open) >= self._most:
                 raise error(ENFILE)
-            self._last += 1
-            self._open[self._last] = handle
-            return self._last
+            self.last += 1
+            self._open[self.last] = handle
+            return self.last
+
+    def put(self, number: int, handle: Handle) -> None:
+        """Open under a number that it had before. Raises OSError (ENFILE)."""
+        with self._lock:
+            if len(self._open) >= self._most:
+                raise error(ENFILE)
+            self._open[number] = handle
+            self.last = max(self.last, number)
+
+    def all(self) -> list[tuple[int, Handle]]:
+        """What is open, by number."""
+        return sorted(self._open.items(), key=lambda pair: pair[0])
 
     def file(self, number: int) -> Handle:
         """An open file. Raises OSError (EBADF) if the number is none."""

@@ -110,7 +110,8 @@ class InodeTable:
         self._most = most
         self._lock = allocate_lock()
         self._devices: dict[int, tuple[int, bool]] = {status.st_dev: (0, False)}
-        self._last_id = ROOT_ID
+        self.last_id = ROOT_ID
+        """The highest node id so far."""
         self.clear()
 
     def clear(self) -> None:
@@ -128,6 +129,18 @@ class InodeTable:
     def held(self) -> int:
         """How many descriptors are open, besides the root's."""
         return len(self._held)
+
+    def all(self) -> list[Inode]:
+        """What the guest knows, the root too."""
+        return list(self._by_id.values())
+
+    def adopt(self, inodes: dict[int, Inode], last_id: int) -> None:
+        """Know these, and the root, and nothing else."""
+        with self._lock:
+            self._by_id = {ROOT_ID: self._root, **inodes}
+            self._by_key = {inode.key: inode for inode in self._by_id.values()}
+            self._held = {}
+            self.last_id = last_id
 
     # Finding
 
@@ -151,7 +164,7 @@ class InodeTable:
             if inode is None:
                 if len(self._by_id) >= self._most:
                     raise OSError(ENFILE, "ENFILE")
-                self._last_id = nodeid = self._last_id + 1
+                self.last_id = nodeid = self.last_id + 1
                 inode = Inode(nodeid, key, parent, name)
                 inode.closed = closed
                 self._by_id[nodeid] = self._by_key[key] = inode

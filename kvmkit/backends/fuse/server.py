@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from kvmkit.backends.fuse.request import Answer, Request
     from kvmkit.backends.fuse.session import Session
+    from kvmkit.virtio.fs_state import ShareState
 
 __all__ = ["MAX_PAGES", "Server"]
 
@@ -59,13 +60,22 @@ class Server:
     def __init__(self, session: Session, warn: Callable[[str], None] | None = None) -> None:
         self.session = session
         self._warn = warn
-        self._no_open = False
-        self._no_opendir = False
 
     def reset(self) -> None:
         """The guest is gone, without a word perhaps."""
-        self._no_open = self._no_opendir = False
         self.session.clear()
+
+    def save(self) -> ShareState:
+        """What the guest knows and has open, while no request is under way."""
+        from kvmkit.backends.fuse.state import save
+
+        return save(self.session)
+
+    def restore(self, state: ShareState) -> None:
+        """Become what :meth:`save` gave, as far as the host's files are still there."""
+        from kvmkit.backends.fuse.state import restore
+
+        restore(self.session, state)
 
     def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
         """Do what a message says; how many bytes of ``writable`` are filled. From any thread."""
@@ -97,7 +107,8 @@ class Server:
         operation = _OPERATIONS.get(opcode)
         if operation is None:
             return self._special(request)
-        if (opcode == Op.OPEN and self._no_open) or (opcode == Op.OPENDIR and self._no_opendir):
+        session = self.session
+        if (opcode == Op.OPEN and session.no_open) or (opcode == Op.OPENDIR and session.no_opendir):
             raise error(ENOSYS)  # and Linux never asks again
         try:
             return operation(self.session, request)
@@ -137,8 +148,10 @@ class Server:
         if session.read_only and session.cache != "never":
             # Nothing is lost when files are read without being opened, and a request per file
             # is saved. For directories it means that Linux caches them.
-            self._no_open = bool(offered & abi.NO_OPEN_SUPPORT)
-            self._no_opendir = session.cache == "always" and bool(offered & abi.NO_OPENDIR_SUPPORT)
+            session.no_open = bool(offered & abi.NO_OPEN_SUPPORT)
+            session.no_opendir = session.cache == "always" and bool(
+                offered & abi.NO_OPENDIR_SUPPORT
+            )
         return abi.INIT_OUT.pack(
             abi.MAJOR, abi.MINOR, readahead, agreed, _BACKGROUND, _BACKGROUND * 3 // 4,
             MAX_PAGES * _PAGE, 1, MAX_PAGES, 0, 0,

@@ -50,7 +50,8 @@ class Session:
         self.ids = Ids(owner)
         self.writeback = False
         """Whether the guest keeps what it writes (negotiated in INIT)."""
-        self.minor = abi.MINOR
+        self.no_open = self.no_opendir = False
+        """Whether the guest reads files, or directories, without opening them (INIT)."""
         root = _open_root(path)
         try:
             fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -71,6 +72,7 @@ class Session:
 
     def clear(self) -> None:
         """The guest has unmounted, or was reset."""
+        self.writeback = self.no_open = self.no_opendir = False
         self.handles.clear()
         self.inodes.clear()
 
