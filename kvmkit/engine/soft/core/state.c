@@ -138,7 +138,8 @@ static void set(struct machine *m, int index, const struct registers *r)
     ENV(uint64_t, CC_SRC) = r->rflags & FLAGS_CC;
     ENV(uint32_t, CC_OP) = K_CC_OP_EFLAGS;
     ENV(int32_t, DF) = r->rflags & FLAG_DF ? -1 : 1;
-    ENV(uint64_t, EFLAGS) = (r->rflags & ~(uint64_t)(FLAGS_CC | FLAG_DF)) | 2;
+    /* All of them: at its entry the run loop takes CC and DF from here. */
+    ENV(uint64_t, EFLAGS) = r->rflags | 2;
     for (int i = 0; i < 8; i++) {
         char *s = segment(env, i);
 
