@@ -66,7 +66,8 @@ class PanicWatch:
         self._sample = sample
         self._log = log
         self._tail = b""
-        self._timer = host_clock.timer(lambda: call_soon(self._judge))
+        self._timer = host_clock.timer(self._judge_soon)
+        self._judging = False
         self.seen = False
         """The first line of a panic has come by."""
 
@@ -78,7 +79,7 @@ class PanicWatch:
             self.seen = True
             self._timer.arm(self._clock.now() + PANIC_PATIENCE)
         if self.seen and PANIC_END in text:
-            self._call_soon(self._judge)
+            self._judge_soon()
 
     def conclude(self) -> bool:
         """The guest asks for a reset: is a panic why? If so, end with it."""
@@ -92,8 +93,14 @@ class PanicWatch:
         self._tail = b""
         self._timer.cancel()
 
+    def _judge_soon(self) -> None:
+        if not self._judging:  # a program may print the words faster than we can look
+            self._judging = True
+            self._call_soon(self._judge)
+
     def _judge(self) -> None:
         """A panicked kernel's CPUs spin in the kernel, or are halted for good."""
+        self._judging = False
         if not self.seen or self._power.ending is not None:
             return
         for cpu in self._sample() or ():

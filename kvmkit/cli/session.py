@@ -318,9 +318,14 @@ def report(ending: Ending, *, command: bool, fresh_line: bool) -> None:
         return
     if ending.kind is EndKind.POWERED_OFF and command:
         return
-    lines = [f"kvmkit: {ending.reason}"]
-    lines += [f"  {line}" for line in ending.detail.splitlines()]
+    lines = [f"kvmkit: {_plain(ending.reason)}"]
+    lines += [f"  {_plain(line)}" for line in ending.detail.splitlines()]
     _tell(("" if fresh_line else "\n") + "\n".join(lines) + "\n")
+
+
+def _plain(text: str) -> str:
+    """Words of a guest's without what would steer the terminal that shows them."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _tell(text: str) -> None:

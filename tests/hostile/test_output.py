@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import RLock
 from typing import Literal
 
 import pytest
@@ -89,8 +90,6 @@ def test_traced_bus_takes_collected_bytes(tmp_path: Path) -> None:
 
 def test_frozen_bus_waits_for_nobody() -> None:
     """A machine that is being switched off has no slow readers."""
-    from threading import RLock
-
     bus = BoardBus(RLock(), lambda error: None)
     bus.slow = True
     bus.freeze()
@@ -151,3 +150,30 @@ def test_reader_that_has_gone_is_no_full_disk(tmp_path: Path) -> None:
     vm.run()
     os.close(writer)
     assert vm.output_trouble == ""
+
+
+def test_words_of_a_panic_in_a_flood_are_looked_at_once() -> None:
+    """A program that prints them all the time fills no queue."""
+    from kvmkit.board.clock import BoardClock
+    from kvmkit.board.power import Power
+    from kvmkit.board.watch import PanicWatch
+
+    calls: list[object] = []
+    watch = PanicWatch(Power(), BoardClock(RLock()), calls.append, lambda: None, lambda: b"")
+    for _ in range(100):
+        watch.tap(b"Kernel panic - not syncing\n---[ end Kernel panic\n")
+    assert len(calls) == 1
+
+
+def test_last_words_of_a_guest_do_not_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Escape sequences in a panic's lines come out as what they are."""
+    from kvmkit.board.power import Ending
+    from kvmkit.cli.session import report
+
+    ending = Ending(EndKind.PANIC, "Kernel panic\x1b]0;owned\a", "a\tb\x1b[2Jc\x9b31m\nnext")
+    report(ending, command=False, fresh_line=True)
+    told = capsys.readouterr().err
+    assert not set(told) & set("\x1b\a\x9b")
+    assert "a\tb" in told and told.endswith("  next\n")
