@@ -13,7 +13,7 @@ import os
 from kvmkit.backends.terminal import Terminal
 from kvmkit.cli.console import Console, Stopped, stopping_signals
 from kvmkit.cli.guest_command import GuestCommand
-from kvmkit.cli.session import Stage, report
+from kvmkit.cli.session import _NEEDS, Stage, _tell, find_kernel, report
 from kvmkit.errors import FileTrouble, KvmkitError, UsageError
 from kvmkit.guest.instructions import agent_instructions, instructions_archive, order_records
 from kvmkit.guest.root import plan_root
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvmkit.guest.root import Plan
     from kvmkit.vm import VM
 
-__all__ = ["AgentStage", "run"]
+__all__ = ["AgentStage", "run", "suits"]
 
 HOST = "host"
 """The word for this machine's own root."""
@@ -43,6 +43,28 @@ LAST_WORDS = 2.0
 """Seconds from the agent's end to the guest's: a reboot, a panic."""
 
 SHELL = "/bin/sh"
+
+
+def suits(options: Parsed) -> bool:
+    """Whether a plain command can be run this way: the agent is there, and the kernel is
+    known to have what its port takes. Raises a KvmkitError for a kernel that is not there."""
+    given = " ".join(options["params"]).split()
+    if not options.rest or options["console"] != "tty":
+        return False
+    if any(word.startswith(("init=", "rdinit=")) for word in given):
+        return False
+    from kvmkit.guest.driver_archive import driver_archive
+    from kvmkit.guest.initramfs import agent_program
+    from kvmkit.guest.modules import find_module_tree
+
+    kernel = find_kernel(options["kernel"], options.words, True)
+    if agent_program() is None or find_module_tree(kernel) is None:
+        return False
+    try:
+        driver_archive(kernel, ["console"], lambda archive: "")
+    except KvmkitError:
+        return False
+    return True
 
 
 def run(options: Parsed) -> int:
@@ -82,14 +104,16 @@ def _run(options: Parsed) -> int:
             if code is not None:
                 return code
             if lost:
-                raise FileTrouble(f"output was lost: {lost}")
+                _tell(f"kvmkit: output was lost: {lost}\n")
+            for path in vm.unused_disks:
+                _tell(f"kvmkit: the guest has no driver for the disk {path}\n{_NEEDS}")
             if command.status is not None:
-                return command.status
+                return command.status or (FileTrouble.exit_code if lost else 0)
             stage.explain()
             ending = vm.ending
             if ending is None or (ending.kind is EndKind.KILLED and command.problem):
                 raise KvmkitError(command.problem or "the program did not start")
-            report(ending, command=True, fresh_line=True)
+            report(ending, command=True, fresh_line=stage.streams != "tty")
             code = ending.exit_code
             return code
 
@@ -108,7 +132,8 @@ class AgentStage(Stage):
     @property
     def keeps(self) -> bool:
         """Whether something that the guest writes is to be there after it."""
-        return self._plan.keeps or any("snapshot" not in disk for disk in self._options["disk"])
+        words = [set(disk.split(",")[1:]) for disk in self._options["disk"]]
+        return self._plan.keeps or not all(each & {"ro", "snapshot"} for each in words)
 
     # What is asked for
 

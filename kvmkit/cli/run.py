@@ -225,6 +225,12 @@ def main(arguments: Sequence[str]) -> int:
             from kvmkit.cli.detach import detach
 
             return detach(parsed)
+        if parsed.rest:
+            from kvmkit.cli.agent_session import run as run_with_agent
+            from kvmkit.cli.agent_session import suits
+
+            if suits(parsed):
+                return run_with_agent(parsed)
         # late: --help and mistakes need none of it
         from kvmkit.cli.session import run
 
