@@ -14,7 +14,7 @@ from _thread import allocate_lock, get_ident
 from collections import deque
 from threading import Thread
 
-from kvmkit.threads import join
+from kvmkit.threads import join, leave_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,8 +117,12 @@ class EventLoop:
 
     def start(self) -> None:
         """Run on a thread of the loop's own."""
-        self._thread = Thread(target=self.run, name="io", daemon=True)
+        self._thread = Thread(target=self._run_beside, name="io", daemon=True)
         self._thread.start()
+
+    def _run_beside(self) -> None:
+        leave_signals()
+        self.run()
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from select import POLLIN, poll
+from time import monotonic
 
 from kvmkit.backends.escape import HELP, EscapeKeys
 from kvmkit.cli.monitor import PROMPT, LineEditor, Monitor
@@ -32,6 +33,10 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LEAVE_PROMPT = b"\x04"  # Ctrl-d
 
 
+INSISTING = 1.0
+"""Seconds after which the same signal once more means: never mind cleaning up."""
+
+
 class Stopped(BaseException):
     """A signal asks this process to end. Not an error, and nothing to catch but at the top."""
 
@@ -43,13 +48,15 @@ class Stopped(BaseException):
 class stopping_signals:
     """In this block SIGINT, SIGTERM and SIGHUP raise :class:`Stopped`, once.
 
-    A second one while the first is being dealt with ends the process on the
-    spot, after ``last_words`` (restoring the terminal).
+    Another one, a second or more after the first, while that is being dealt with ends
+    the process on the spot, after ``last_words`` (restoring the terminal). What comes
+    sooner is the same wish: timeout(1) tells the process and then its group.
     """
 
     def __init__(self, last_words: Callable[[], None]) -> None:
         self._last_words = last_words
         self._seen = False
+        self._first = 0.0
 
     def __enter__(self) -> Self:
         for number in STOPPING:
@@ -65,14 +72,19 @@ class stopping_signals:
                 signal.signal(number, default)
 
     def last(self) -> None:
-        """From now on a signal ends the process on the spot: we are cleaning up."""
+        """We are cleaning up: a signal interrupts nothing more; one that insists ends us."""
         self._seen = True
+        self._first = self._first or monotonic()
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
+        now = monotonic()
         if self._seen:
+            if now < self._first + INSISTING:
+                return
             self._last_words()
             os._exit(128 + number)
         self._seen = True
+        self._first = now
         raise Stopped(number)
 
 
@@ -106,6 +118,7 @@ class Console:
         self._reading = False
         self._ended = False
         self._signals: list[int] = []
+        self._stopping_since = 0.0
 
     def end(self) -> None:
         """Make :meth:`serve` return. Any thread."""
@@ -147,9 +160,14 @@ class Console:
         return before
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number in STOPPING and number in self._signals:  # we hang, and the user insists
-            self._terminal.restore()
-            os._exit(128 + number)
+        if number in STOPPING:
+            now = monotonic()
+            if number in self._signals:
+                if now < self._stopping_since + INSISTING:
+                    return
+                self._terminal.restore()  # we hang, and the user insists
+                os._exit(128 + number)
+            self._stopping_since = now
         self._signals.append(number)
         self._terminal.wake()
 

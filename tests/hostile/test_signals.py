@@ -92,3 +92,42 @@ def test_signal_at_any_moment(tmp_path: Path, number: signal.Signals) -> None:
         if process.returncode != -number and b"Fatal Python error" not in words:
             assert (process.returncode, words) == (128 + number, b"")
         assert not list(runtime.glob("kvmkit/*"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_of_a_vm_take_no_signals(tmp_path: Path, engine: str) -> None:
+    """One that came in there would not wake the main thread."""
+    need(engine)
+    mine = threading.get_native_id()
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCONT)
+    bits = sum(1 << number - 1 for number in wanted)
+    with VM(kernel(tmp_path, FOREVER), engine=engine, memory="8M", cpus=2) as vm:
+        vm.start()
+        time.sleep(0.1)
+        for thread in map(int, os.listdir("/proc/self/task")):
+            status = Path(f"/proc/self/task/{thread}/status").read_text()
+            blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+            assert thread == mine or blocked & bits == bits
+
+
+@pytest.mark.soft
+def test_signals_as_timeout_sends_them(tmp_path: Path) -> None:
+    """To the process, to its group, and SIGCONT after each: one wish, with cleaning up."""
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kvmkit", "run", "--engine", "soft", "-m", "8M",
+             str(kernel(tmp_path, FOREVER))],
+            env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        limit = time.monotonic() + 10
+        while not list(runtime.glob("kvmkit/*/info")) and time.monotonic() < limit:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        for send in (os.kill, os.killpg):
+            send(process.pid, signal.SIGTERM)
+            send(process.pid, signal.SIGCONT)
+        assert process.wait(10) == 128 + signal.SIGTERM
+        assert not list(runtime.glob("kvmkit/*"))

@@ -17,7 +17,7 @@ from kvmkit.engine.soft.cpuid import TSC_HZ, cpuid_leaves
 from kvmkit.engine.soft.msrs import Msrs
 from kvmkit.engine.soft.state import pack_state, unpack_state
 from kvmkit.frozen import replace
-from kvmkit.threads import join
+from kvmkit.threads import join, leave_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -300,6 +300,7 @@ class SoftEngine:
         self.core.close()
 
     def _run(self) -> None:
+        leave_signals()
         core = self.core
         run, clock = core.run, self._clock
         self._sync()
