@@ -6,6 +6,8 @@ when they are first asked for.
 
 from __future__ import annotations
 
+from time import monotonic, sleep
+
 from kvmkit.errors import UsageError
 from kvmkit.view import View
 
@@ -16,15 +18,20 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kvmkit.backends.ports import PortStream
+    from kvmkit.board.config import BoardConfig
+    from kvmkit.virtio.balloon import Balloon, BalloonStats
     from kvmkit.virtio.console import Console
 
 __all__ = ["Peripherals"]
+
+_POLL = 0.02  # seconds
 
 
 class Peripherals(View):
     """A base of :class:`kvmkit.VM`."""
 
     if TYPE_CHECKING:
+        _board_config: BoardConfig
 
         def add_device(self, device: Any, **options: Any) -> None: ...
         def on_end(self, listener: Callable[[Any], None]) -> None: ...
@@ -34,6 +41,7 @@ class Peripherals(View):
         self._console: Console | None = None
         self._streams: dict[str, PortStream] = {}
         self._vsock_path = ""
+        self._balloon: Balloon | None = None
 
     # Ports
 
@@ -109,3 +117,50 @@ class Peripherals(View):
             raise UsageError("this VM has no vsock device", "call vm.vsock(path) before the start")
         client: socket = connect(self._vsock_path, port, timeout)
         return client
+
+    # Memory
+
+    def add_balloon(self, *, deflate_on_oom: bool = True, reporting: bool = True) -> None:
+        """Let the guest give memory back; before the start. Harmless when it can.
+
+        With ``deflate_on_oom`` it may take back what it gave rather than end programs;
+        with ``reporting`` it tells all the time what it does not use.
+        """
+        if self._balloon is None:
+            from kvmkit.virtio.balloon import Balloon
+
+            balloon = Balloon(deflate_on_oom=deflate_on_oom, reporting=reporting)
+            self.add_device(balloon)
+            self._balloon = balloon
+
+    def balloon(self, size: int | str, timeout: float = 0) -> int:
+        """Let the guest keep ``size`` of its memory (bytes, or text as ``"512M"``).
+
+        Waits until it does, ``timeout`` seconds at most, and returns the bytes it has then.
+        Before the start it adds the device (:meth:`add_balloon`). Raises UsageError for
+        more than the guest's memory, and when it has no balloon.
+        """
+        from kvmkit.vm import memory_size
+
+        whole = self._board_config.memory
+        wanted = memory_size(size)
+        if not 0 < wanted <= whole:
+            raise UsageError(f"the guest's memory is {whole} bytes, it cannot keep {wanted}")
+        if self._balloon is None and self._board is None:
+            self.add_balloon()
+        balloon = self._known_balloon()
+        balloon.set_target(whole - wanted)
+        limit = monotonic() + timeout
+        while balloon.actual != balloon.target and monotonic() < limit and not self.ending:
+            sleep(_POLL)
+        return whole - balloon.actual
+
+    def balloon_stats(self, timeout: float = 1.0) -> BalloonStats:
+        """What the guest says of its memory, now; of earlier if it does not answer within
+        ``timeout`` seconds. Raises UsageError when it has no balloon."""
+        return self._known_balloon().ask(timeout)
+
+    def _known_balloon(self) -> Balloon:
+        if self._balloon is None:
+            raise UsageError("this VM has no balloon", "call vm.add_balloon() before the start")
+        return self._balloon

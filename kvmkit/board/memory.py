@@ -279,6 +279,25 @@ class GuestMemory:
         self._private = True
         return os.dup(self.fd)
 
+    def give_back(self, address: int, size: int) -> int:
+        """Let the host have the pages of a range whose contents the guest does not need.
+
+        Returns how many bytes that are: whole pages only. They read as zeroes
+        afterwards; those of a private mapping as the file that it is made of. Raises
+        GuestAddressError outside RAM.
+        """
+        offset = self.offset(address, size)
+        unit = HUGE_PAGE_SIZE if self._huge_pages == "hugetlb" else PAGE_SIZE
+        start = -(-offset // unit) * unit
+        count = (offset + size) // unit * unit - start
+        if count <= 0:
+            return 0
+        # MADV_REMOVE is a hole in the file; what only we have written to is ours alone.
+        advice = mmap.MADV_DONTNEED if self._private else mmap.MADV_REMOVE
+        self._map.madvise(advice, start, count)
+        self.written(address, size)
+        return count
+
     def discard(self) -> None:
         """Make all RAM zero again and give its pages back to the host."""
         if self._private:

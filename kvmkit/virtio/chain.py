@@ -58,6 +58,11 @@ class Chain:
         """Bytes left to fill."""
         return sum(map(len, self.writable))
 
+    @property
+    def writable_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Guest address and size of each buffer to be filled, used up or not."""
+        return tuple(self._ranges)
+
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes, or what is left if that is less."""
         views = self.readable
