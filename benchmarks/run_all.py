@@ -67,6 +67,7 @@ def benchmarks(options: Namespace) -> Iterator[tuple[str, list[str], bool]]:
         script("start", *shared, "--lkvm", options.lkvm),
         False,
     )
+    yield "Restore, and the memory of forks", script("snapshot", *shared, *kernels[:1]), False
     if (HERE / "port_exit.py").exists() and os.access("/dev/kvm", os.R_OK | os.W_OK):
         yield "Port exit (KVM)", script("port_exit"), True
 

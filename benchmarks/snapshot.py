@@ -156,6 +156,7 @@ def save_theirs(
                 raise NotSeen("QEMU ended before its guest said anything")
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(str(door))
+            prompt(monitor)
             ask(monitor, "migrate_set_parameter max-bandwidth 100g")
             ask(monitor, f'migrate "exec:cat > {place / "qemu"}"')
             if "completed" not in ask(monitor, "info migrate"):
@@ -170,8 +171,13 @@ def save_theirs(
 def ask(monitor: socket.socket, line: str) -> str:
     """One line for QEMU's monitor, and what it says up to its next prompt."""
     monitor.sendall(f"{line}\n".encode())
+    return prompt(monitor)
+
+
+def prompt(monitor: socket.socket) -> str:
+    """What QEMU's monitor says up to its next prompt."""
     said = b""
-    while said.count(b"(qemu) ") < 1 or not said.endswith(b"(qemu) "):
+    while not said.endswith(b"(qemu) "):
         data = monitor.recv(1 << 16)
         if not data:
             break
