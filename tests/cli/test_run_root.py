@@ -218,6 +218,24 @@ def test_on_a_terminal_the_program_has_one(words: list[str], cache: Path) -> Non
     os.close(terminal)
 
 
+def test_a_plain_command_has_three_streams_as_well(run: Run) -> None:
+    """With busybox's root, where the kernel has the console's driver."""
+    result = run("--", "sh", "-c", "cat; echo bad >&2; exit 3", root=False, stdin="in\x04\n")
+
+    assert (result.returncode, result.stdout, result.stderr) == (3, "in\x04\n", "bad\n")
+
+
+def test_a_plain_command_needs_no_drivers(run: Run, kernel: Path, tmp_path: Path) -> None:
+    """A kernel without modules, which may lack the driver, gets it over the serial port."""
+    copy = tmp_path / "bzImage"
+    shutil.copy(kernel, copy)
+    words = ("-k", copy, "--", "sh", "-c", "cat; exit 3")
+
+    result = run(*words, root=False, stdin="in\x04\n")
+
+    assert (result.returncode, result.stdout, result.stderr) == (3, "in\x04\n", "")
+
+
 # The files
 
 
