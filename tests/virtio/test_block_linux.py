@@ -39,7 +39,9 @@ def test_a_file_system_on_a_disk(kernel, busybox, tmp_path, cpus, format):
         with disk.open("r+b") as file:
             file.truncate(64 << 20)
     other.write_bytes(bytes(8 << 20))
-    initrd = module_initrd(tmp_path, kernel, busybox, ("virtio_pci", "virtio_blk"), SCRIPT)
+    initrd = module_initrd(
+        tmp_path, kernel, busybox, ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4"), SCRIPT
+    )
     vm = VM(kernel, initrd=initrd, cmdline="quiet", cpus=cpus, engine="soft", timeout=60)
     for path, serial in ((disk, "first"), (other, "second")):
         vm.add_virtio(Block(open_disk(str(path)), DiskQueue("disk"), serial=serial, queues=cpus))
