@@ -175,9 +175,9 @@ In the VM:  Ctrl-a x  end it    Ctrl-a c  kvmkit's prompt (pause, reset, ...)
 
 kvmkit run -- COMMAND ends with the command's exit status; its input, output and
 errors are this command's, and may be pipes; signals are passed on. Kernel
-messages are not shown then (see --kernel-log). Exit codes of kvmkit's own: 110 panic, 111 triple fault,
-112 hang, 113 reboot, 114 engine error, 116-123 errors before the start,
-124 timeout, 125 internal error.
+messages are not shown then (see --kernel-log). Exit codes of kvmkit's own: 110
+panic, 111 triple fault, 112 hang, 113 reboot, 114 engine error, 116-123 errors
+before the start, 124 timeout, 125 internal error.
 
 Examples:
   kvmkit run                         boot the kernel that is there to a shell
