@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         """Who answers: ``kvmkit.backends.fuse.server.Server``."""
 
         def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int: ...
+        def serve_now(
+            self, readable: list[memoryview], writable: list[memoryview]
+        ) -> int | None: ...
         def reset(self) -> None: ...
         def save(self) -> ShareState: ...
         def restore(self, state: ShareState) -> None: ...
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
             self, work: Callable[[], None], done: Callable[[OSError | None], None]
         ) -> None: ...
         def drain(self) -> None: ...
+        def settle(self) -> None: ...
         def close(self) -> None: ...
         @property
         def busy(self) -> bool: ...
@@ -43,8 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["VirtioFs"]
 
 TAG_BYTES: Final = 36
-HIGH_PRIORITY: Final = 0
 HIGH_PRIORITY_SIZE: Final = 128
+ERROR_BYTES: Final = 16  # an answer without payload
 QUEUE_SIZE: Final = 1024
 """Linux takes as many pages into a request as fit into the queue: 256 and some headers."""
 
@@ -67,42 +71,58 @@ class VirtioFs(VirtioDevice):
         self.tag = tag
         self._server = server
         self._workers = workers
-        self._epoch = 0  # counts resets: what was submitted before one is not pushed
+        self._epochs = [0] * len(self.queue_sizes)  # count resets: what is older is not pushed
         self.config = bytearray(pack("<36sI", tag, queues))  # 5.11.4
 
     def notified(self, index: int) -> None:
-        """Start every request there is; each is pushed when it is done."""
-        for chain in self.requests(index):
-            if index == HIGH_PRIORITY and not chain.writable:
-                # FORGET: takes no system call that waits
-                self._server.serve(chain.readable, chain.writable)
-                self.push(chain, 0)
-            else:
-                self._start(chain)
+        """Serve what is quick, and start the rest, which is pushed when it is done."""
+        pushed = False
+        try:
+            for chain in self.requests(index):
+                written = self._server.serve_now(chain.readable, chain.writable)
+                if written is None:
+                    self._start(chain)
+                else:
+                    self._give_back(chain, written)
+                    pushed = True
+        finally:
+            if pushed:
+                self.interrupt(self.queues[index])
 
     def _start(self, chain: Chain) -> None:
-        epoch = self._epoch
+        index = chain.queue.index
+        epoch = self._epochs[index]
         written = 0
 
         def work() -> None:
             nonlocal written
-            written = self._server.serve(chain.readable, chain.writable)
+            if epoch == self._epochs[index]:
+                written = self._server.serve(chain.readable, chain.writable)
 
         def finish() -> None:
-            if epoch == self._epoch:
-                self.push(chain, written)
+            if epoch == self._epochs[index]:
+                self._give_back(chain, written)
+                self.interrupt(chain.queue)
 
         self._workers.submit(work, lambda _: self.call(finish))
+
+    def _give_back(self, chain: Chain, written: int) -> None:
+        if written <= ERROR_BYTES < chain.writable_size:
+            # A read that failed may have filled a part.
+            chain.tell_memory(chain.writable_size)
+        chain.queue.push(chain, written)
 
     # Life
 
     def reset(self) -> None:
         """Forget the driver's requests; those under way are not pushed."""
-        self._epoch += 1
+        self._epochs = [epoch + 1 for epoch in self._epochs]
         self._server.reset()
 
     def queue_reset(self, index: int) -> None:
-        """As :meth:`reset`, for the requests of one queue: a dead queue takes no push."""
+        """The same for one queue; what a worker is at is waited for, as the driver does not."""
+        self._epochs[index] += 1
+        self._workers.settle()
 
     def quiesced(self) -> bool:
         """Whether no worker touches the guest's memory."""

@@ -311,3 +311,42 @@ def test_nothing_stays_open(tmp_path):
     client.server.reset()
     del client
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def serve_now(client, opcode, node, body, room=1 << 20):
+    """How many bytes the answer has, or None if it has to wait."""
+    message = client.message(opcode, node, body)
+    return client.server.serve_now([memoryview(message)], [memoryview(bytearray(16 + room))])
+
+
+def test_what_is_in_the_page_cache_is_read_at_once(tmp_path):
+    """Up to the file's end; what is not there, or is much, is for a thread."""
+    (tmp_path / "file").write_bytes(bytes(300_000))
+    client = Client(tmp_path)
+    node = client.lookup("file").nodeid
+    handle = client.open(node)
+
+    def read(offset, size):
+        body = abi.READ_IN.pack(handle, offset, size, 0, 0, 0, 0)
+        return serve_now(client, Op.READ, node, body, min(size, 1 << 17))
+
+    assert read(0, 4096) == 16 + 4096
+    assert read(299_000, 4096) == 16 + 1000
+    assert read(400_000, 4096) == 16
+    with open(tmp_path / "file", "rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert read(0, 4096) in (None, 16 + 4096)  # not every file system forgets
+    body = abi.READ_IN.pack(handle, 0, 1 << 20, 0, 0, 0, 0)
+    assert serve_now(client, Op.READ, node, body) is None
+
+
+def test_what_waits_for_a_medium_is_for_a_thread(tmp_path):
+    """And after something that took long, the next requests are too."""
+    client = Client(tmp_path)
+    entry, handle = client.create("file")
+    assert serve_now(client, Op.FSYNC, entry.nodeid, pack("<QII", handle, 0, 0)) is None
+    assert serve_now(client, Op.GETATTR, entry.nodeid, bytes(16)) == 120
+    client.server._wait = 1
+    assert serve_now(client, Op.GETATTR, entry.nodeid, bytes(16)) is None
+    assert serve_now(client, Op.GETATTR, entry.nodeid, bytes(16)) == 120

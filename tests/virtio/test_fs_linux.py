@@ -142,7 +142,7 @@ def test_stress_ng_in_a_guest_with_the_hosts_root(kernel, busybox, tmp_path, sha
     script = f"""
 mount -t virtiofs -o ro root /mnt && mount -t virtiofs shared /mnt{share}
 mount -t proc proc /mnt/proc
-chroot /mnt stress-ng {options} --timeout 8s --temp-path {share} --verify 2>&1
+chroot /mnt stress-ng {options} --timeout 4s --temp-path {share} --verify 2>&1
 echo status $?
 """
     initrd = module_initrd(tmp_path, kernel, busybox, ("virtio_pci", "virtiofs"), script)
@@ -154,3 +154,28 @@ echo status $?
     assert ending.kind is EndKind.POWERED_OFF, ending.detail
     assert "status 0" in log and "successful run completed" in log, log
     assert not list(share.iterdir())
+
+
+def test_a_snapshot_goes_on_with_its_share(kernel, busybox, tmp_path, share):
+    """A file that was open and a directory that was entered are there after a restore."""
+    (share / "d").mkdir()
+    (share / "d/file").write_text("first\nsecond\n")
+    script = MOUNT + (
+        "cd /mnt/d; exec 3< file; read line <&3; echo $line; echo ready\n"
+        "while [ ! -e go ]; do sleep 0.1; done; cat <&3; cat file; rm go; cd /\n"
+    )
+    initrd = module_initrd(tmp_path, kernel, busybox, ("virtio_pci", "virtiofs"), script)
+    with VM(kernel, initrd=initrd, cmdline="quiet", engine="soft", timeout=60) as vm:
+        vm.add_virtio(Share(share, tag="shared"))
+        vm.start()
+        while b"ready" not in vm.console_log and vm.wait(0.05) is None:
+            pass
+        vm.snapshot(tmp_path / "saved")
+    (share / "d/go").touch()
+    with VM.restore(tmp_path / "saved", engine="soft", timeout=60) as vm:
+        vm.add_virtio(Share(share, tag="shared"))
+        vm.start()
+        ending = vm.wait()
+        log = vm.console_log.decode().split()
+    assert ending.kind is EndKind.POWERED_OFF, ending.detail
+    assert log.count("second") == 2 and not (share / "d/go").exists()

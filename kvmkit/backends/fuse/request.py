@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Answer = bytes | int | None
 
-__all__ = ["BODY_MOST", "OFFSET_MOST", "Request", "check_name", "error", "parse", "split"]
+__all__ = ["BODY_MOST", "OFFSET_MOST", "Later", "Request", "check_name", "error", "parse", "split"]
 
 NAME_MAX: Final = 255
 PATH_MAX: Final = 4096
@@ -28,6 +28,10 @@ BODY_MOST: Final = 1 << 17
 """Bytes a request may have besides the data of a WRITE: an xattr has 64 KiB."""
 
 _WRITE_BODY: Final = 40
+
+
+class Later(Exception):
+    """A request that is not to be waited for would have to wait."""
 
 
 def error(number: int) -> OSError:
@@ -42,7 +46,7 @@ class Request:
     are the guest's memory, and may change under one's eyes.
     """
 
-    __slots__ = ("_at", "body", "data", "gid", "nodeid", "opcode", "room", "uid", "unique")
+    __slots__ = ("_at", "body", "data", "gid", "nodeid", "now", "opcode", "room", "uid", "unique")
 
     def __init__(
         self,
@@ -63,6 +67,8 @@ class Request:
         self.body = body
         self.data = data
         self.room = room
+        self.now = False
+        """Not to be waited for: what would wait raises :class:`Later`."""
         self._at = 0
 
     @property

@@ -9,6 +9,7 @@ exception leaves :meth:`Server.serve`.
 from __future__ import annotations
 
 from errno import EINVAL, EIO, EMFILE, ENFILE, ENOMEM, ENOSYS, EPROTO, EROFS
+from time import perf_counter_ns
 
 from kvmkit.backends.fuse import (
     abi,
@@ -21,7 +22,7 @@ from kvmkit.backends.fuse import (
     xattrs,
 )
 from kvmkit.backends.fuse.abi import Op
-from kvmkit.backends.fuse.request import error, parse, split
+from kvmkit.backends.fuse.request import Later, error, parse, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ MAX_PAGES: Final = 256
 """Pages of data a request may have: 1 MiB, the most Linux takes."""
 
 _PAGE: Final = 4096
+_LONG: Final = 2_000_000
+"""Nanoseconds that a request may take which nobody waits for."""
+_PENANCE: Final = 100
+"""Requests that are left to threads after one that took longer."""
+_QUICK_MOST: Final = 256 << 10
+"""Bytes that are read or written at once: copying more takes longer than a thread's wake-up."""
 _BACKGROUND: Final = 128  # requests under way that nobody waits for (read-ahead)
 
 _ALWAYS: Final = (
@@ -60,6 +67,7 @@ class Server:
     def __init__(self, session: Session, warn: Callable[[str], None] | None = None) -> None:
         self.session = session
         self._warn = warn
+        self._wait = 0
 
     def reset(self) -> None:
         """The guest is gone, without a word perhaps."""
@@ -77,11 +85,40 @@ class Server:
 
         restore(self.session, state)
 
-    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
-        """Do what a message says; how many bytes of ``writable`` are filled. From any thread."""
+    def serve_now(self, readable: list[memoryview], writable: list[memoryview]) -> int | None:
+        """:meth:`serve` if that takes no time to speak of; else None, and nothing was done.
+
+        Most of what guests ask is in the host's caches, and done sooner than a thread wakes
+        up. When something took long nevertheless, the next requests are left to threads.
+        """
+        if self._wait:
+            self._wait -= 1
+            return None
         request = parse(readable, writable)
         if request is None:
             return 0
+        opcode = request.opcode
+        if opcode not in _QUICK:
+            return None
+        if opcode in _DATA and request.room_size + sum(map(len, request.data)) > _QUICK_MOST:
+            return None
+        request.now = True
+        start = perf_counter_ns()
+        try:
+            return self._answer(request, writable)
+        except Later:
+            return None
+        finally:
+            if perf_counter_ns() - start > _LONG:
+                self._wait = _PENANCE
+
+    def serve(self, readable: list[memoryview], writable: list[memoryview]) -> int:
+        """Do what a message says; how many bytes of ``writable`` are filled. From any thread."""
+        request = parse(readable, writable)
+        return 0 if request is None else self._answer(request, writable)
+
+    def _answer(self, request: Request, writable: list[memoryview]) -> int:
+        """Do it and store the answer; how many bytes that is. Raises Later if it may."""
         number = 0
         answer: Answer = b""
         try:
@@ -90,6 +127,8 @@ class Server:
             number = trouble.errno or EIO
         except (ValueError, OverflowError):
             number = EINVAL
+        except Later:
+            raise
         except MemoryError:
             number = ENOMEM
         except Exception as trouble:
@@ -187,6 +226,19 @@ def _scatter(data: bytes, views: list[memoryview]) -> None:
         view[: len(part)] = part
         at += len(part)
 
+
+_DATA: Final = (Op.READ, Op.WRITE)
+
+_QUICK: Final = frozenset(
+    (
+        Op.LOOKUP, Op.FORGET, Op.GETATTR, Op.SETATTR, Op.READLINK, Op.SYMLINK, Op.MKNOD, Op.MKDIR,
+        Op.UNLINK, Op.RMDIR, Op.RENAME, Op.LINK, Op.OPEN, Op.READ, Op.WRITE, Op.STATFS,
+        Op.RELEASE, Op.SETXATTR, Op.GETXATTR, Op.LISTXATTR, Op.REMOVEXATTR, Op.OPENDIR,
+        Op.READDIR, Op.RELEASEDIR, Op.ACCESS, Op.CREATE, Op.INTERRUPT, Op.BATCH_FORGET,
+        Op.READDIRPLUS, Op.RENAME2, Op.LSEEK, Op.TMPFILE, Op.STATX,
+    )
+)  # fmt: skip
+"""What works on the host's caches; the others wait for a medium, or may."""
 
 _UNANSWERED: Final = (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT, Op.NOTIFY_REPLY)
 
