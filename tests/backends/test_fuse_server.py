@@ -96,7 +96,7 @@ def test_a_directory_is_listed_in_answers_of_any_size(tmp_path):
         (tmp_path / os.fsdecode(name)).touch()
     client = Client(tmp_path)
     for plus in (False, True):
-        for size in (300, 1000, 4096, 1 << 16):
+        for size in (300, 1000, 4096, 1 << 20):
             assert client.list(plus=plus, size=size) == names
 
 

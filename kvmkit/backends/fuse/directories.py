@@ -23,6 +23,9 @@ __all__ = ["fsyncdir", "open_directory", "opendir", "readdir", "readdirplus", "r
 _AHEAD: Final = 8192
 """Bytes read from a directory at a time, kept with its handle."""
 
+_ANSWER: Final = 1 << 16
+"""Bytes of entries given at a time, however many are asked for."""
+
 _RECORD = Struct("<QQHB")  # struct linux_dirent64: d_ino, d_off, d_reclen, d_type; d_name
 _ENTRY_SIZE: Final = abi.ENTRY_OUT.size + abi.ATTR.size
 
@@ -75,7 +78,7 @@ def _list(session: Session, request: Request, plus: bool) -> bytes:
     if handle.inode.closed:
         return b""
     with handle.lock:
-        return _entries(session, handle, offset, min(size, request.room_size), plus)
+        return _entries(session, handle, offset, min(size, request.room_size, _ANSWER), plus)
 
 
 def _readable(session: Session, nodeid: int) -> DirectoryHandle:
