@@ -143,3 +143,26 @@ def test_files_at_the_ends(kernel, busybox, tmp_path):
     os.close(into)
     with open(out, "rb") as file:
         assert file.read() == b"1000\n"
+
+
+def test_port_goes_through_a_snapshot(kernel, busybox, tmp_path):
+    """The guest that is restored has its port, and talks to who has it now."""
+    script = "exec 3<>$(port s); while read x <&3; do echo got $x >&3; done; echo gone; sleep 9"
+    vm = guest(kernel, busybox, tmp_path, script)
+    stream = vm.port("s")
+    place = str(tmp_path / "saved")
+    with vm:
+        vm.start()
+        assert stream.wait_open(60)
+        stream.write(b"one\n")
+        assert stream.read(timeout=60) == b"got one\n"
+        vm.snapshot(place)
+        stream.write(b"two\n")
+        assert stream.read(timeout=60) == b"got two\n"
+    again = VM.restore(place)
+    stream = again.port("s")
+    with again:
+        again.start()
+        assert stream.guest_open
+        stream.write(b"three\n")
+        assert stream.read(timeout=60) == b"got three\n"

@@ -169,3 +169,24 @@ def test_host_leaves(guest, tmp_path):
         client.close()
         vm.wait(60)
         assert b"write: Broken pipe" in vm.console_log
+
+
+def test_restored_guest_starts_without_connections(guest, tmp_path):
+    """Those from before are reset for the guest, whose listener goes on."""
+    place = str(tmp_path / "saved")
+    with guest(f"vg echo {PORT}") as vm:
+        vm.start()
+        with dial(vm) as client:
+            client.sendall(b"before")
+            assert client.recv(6) == b"before"
+            vm.snapshot(place)
+            client.sendall(b"after")
+            assert client.recv(5) == b"after"
+    again = VM.restore(place)
+    again.vsock(str(tmp_path / "v"))
+    with again:
+        again.start()
+        with dial(again) as client:
+            client.sendall(b"restored")
+            assert client.recv(8) == b"restored"
+        stop(again)
