@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kvmkit import VM
+from kvmkit.backends.net.passt import Passt
 from kvmkit.backends.net.switch import Network
 from kvmkit.backends.net.tap import Tap
 from kvmkit.backends.net.trouble import NetworkTrouble
@@ -30,6 +33,7 @@ mkdir /etc; ip link set lo up; ip link set eth0 up; ip addr add {address}/24 dev
 ip route add default via 10.0.2.2 2>/dev/null
 """
 SIZE = 3_000_000
+MAC = "52:54:00:12:34:56"
 
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="apt install passt")
 
@@ -238,3 +242,72 @@ def test_a_tap_interface(kernel, busybox, tmp_path):
     assert any("2 packets received" in line for line in log)
     assert f"{hashlib.sha256(data).hexdigest()}  /tmp/in" in log
     assert f"{digests[0]}  /tmp/out" in log
+
+
+@needs_passt
+def test_a_restored_guest_has_its_network_again(kernel, busybox, tmp_path):
+    """A snapshot is taken between downloads; the guest that goes on downloads on, with
+    another passt behind its card."""
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www/file").write_text("a file\n")
+    script = UP.format(address="10.0.2.15") + (
+        "while :; do wget -q -O - http://10.0.2.2:{port}/file; sleep 0.1; done\n"
+    )
+
+    class Heard:
+        def __init__(self):
+            self.text = b""
+
+        def __call__(self, data):
+            self.text += data
+
+        def waits_for(self, count):
+            deadline = time.monotonic() + 40
+            while self.text.count(b"a file") < count and time.monotonic() < deadline:
+                time.sleep(0.05)
+            return self.text.count(b"a file") >= count
+
+    with web_server(tmp_path / "www") as port:
+        heard = Heard()
+        vm = make_vm(kernel, busybox, tmp_path, script.format(port=port), console=heard)
+        vm.add_virtio(Net(Passt(), mac=MAC))
+        with vm:
+            try:
+                vm.start()
+            except NetworkTrouble as error:
+                pytest.skip(str(error))
+            assert heard.waits_for(2), heard.text
+            vm.snapshot(tmp_path / "snapshot")
+            assert heard.waits_for(heard.text.count(b"a file") + 2), heard.text
+        heard = Heard()
+        restored = VM.restore(tmp_path / "snapshot", console=heard)
+        restored.add_virtio(Net(Passt(), mac=MAC))
+        with restored:
+            restored.start()
+            assert heard.waits_for(3), heard.text
+
+
+@needs_passt
+def test_kvmkit_run_with_a_network(kernel, tmp_path):
+    """Configured when the command starts, and by DHCP when asked; the exit status is its own."""
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www/file").write_text("a file\n")
+    with web_server(tmp_path / "www") as port:
+        command = (
+            f"wget -q -O - http://10.0.2.2:{port}/file; cat /etc/resolv.conf; "
+            "udhcpc -i eth0 -n -q -f 2>&1 | grep obtained; exit 3"
+        )
+        words = ["run", "-k", str(kernel), "--engine", "soft", "--net", "user", "--timeout", "60"]
+        done = subprocess.run(
+            [sys.executable, "-m", "kvmkit", *words, "--", "sh", "-c", command],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    if "busybox" in done.stderr or "passt" in done.stderr:
+        pytest.skip(done.stderr)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["a file", "nameserver 10.0.2.3"], done
+    assert "lease of 10.0.2.15 obtained" in lines[2]
+    assert done.returncode == 3
