@@ -316,7 +316,7 @@ class Board:
                 vcpu.restore(CpuState(waiting_for_sipi=True))
 
     def renew_generation(self) -> None:
-        """Tell the guest that it goes on from a copy, by the VM generation ID; before :meth:`start`.
+        """Tell the guest, by the VM generation ID, that it is a copy; before :meth:`start`.
 
         Linux then reseeds its random numbers: no two guests shall have the same.
         """
