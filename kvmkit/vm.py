@@ -206,8 +206,8 @@ class VM(Peripherals):
         try:
             for block in self._blocks:
                 board.add_device(block)
-            while self._cards:
-                board.add_device(self._cards.pop(0))
+            for card in self._cards:
+                board.add_device(card)
             for device, options in self._devices:
                 board.add_device(device, **options)
             for listener in self._listeners:
@@ -393,6 +393,12 @@ class VM(Peripherals):
         blocks = zip(self.disks, self._blocks, strict=False)
         return [disk.path for disk, block in blocks if not block.taken_up]
 
+    @property
+    def unused_nets(self) -> list[str]:
+        """The networks whose card no driver of the guest's has taken up, from the start on."""
+        cards = zip(self.nets, self._cards, strict=False)
+        return [net.kind for net, card in cards if not card.taken_up]
+
     # Switches
 
     @property
@@ -567,8 +573,8 @@ class VM(Peripherals):
         self._image = None
         for block in self._blocks:
             block.close()
-        while self._cards:
-            self._cards.pop().close()
+        for card in self._cards:
+            card.close()
         if self._snapshot is not None:
             self._snapshot.close()
         fd, self._log_fd = self._log_fd, -1

@@ -13,7 +13,7 @@ import os
 from kvmkit.backends.terminal import Terminal
 from kvmkit.cli.console import Console, Stopped, stopping_signals
 from kvmkit.cli.guest_command import GuestCommand
-from kvmkit.cli.session import _NEEDS, Stage, _tell, find_kernel, report
+from kvmkit.cli.session import Stage, _tell, find_kernel, report, tell_unused
 from kvmkit.errors import FileTrouble, KvmkitError, UsageError
 from kvmkit.guest.instructions import agent_instructions, instructions_archive, order_records
 from kvmkit.guest.root import plan_root
@@ -105,8 +105,7 @@ def _run(options: Parsed) -> int:
                 return code
             if lost:
                 _tell(f"kvmkit: output was lost: {lost}\n")
-            for path in vm.unused_disks:
-                _tell(f"kvmkit: the guest has no driver for the disk {path}\n{_NEEDS}")
+            tell_unused(vm)
             if command.status is not None:
                 return command.status or (FileTrouble.exit_code if lost else 0)
             stage.explain()

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from kvmkit.board.power import Ending
     from kvmkit.cli.options import Parsed
 
-__all__ = ["Stage", "find_kernel", "first_kernel", "report", "run"]
+__all__ = ["Stage", "find_kernel", "first_kernel", "report", "run", "tell_unused"]
 
 QUIET = "loglevel=1"
 """For a command's output to be only that. Not 0, with which even a panic is
 silent: Linux ``include/linux/printk.h``, ``console_verbose()``."""
 
-_NEEDS = "  hint: its kernel needs CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_PCI, built in or loaded\n"
+_NEEDS = "  hint: its kernel needs CONFIG_VIRTIO_{} and CONFIG_VIRTIO_PCI, built in or loaded\n"
 
 HASTE = 0.1
 """Seconds the reader of our output gets when a signal has told us to end."""
@@ -73,8 +73,7 @@ def _run(options: Parsed) -> int:
         report(ending, command=options.rest is not None, fresh_line=_fresh_line(vm, terminal))
         if vm.output_trouble:
             _tell(f"kvmkit: output was lost: {vm.output_trouble}\n")
-        for path in vm.unused_disks:
-            _tell(f"kvmkit: the guest has no driver for the disk {path}\n{_NEEDS}")
+        tell_unused(vm)
         return ending.exit_code or (FileTrouble.exit_code if vm.output_trouble else 0)
 
 
@@ -321,6 +320,14 @@ def report(ending: Ending, *, command: bool, fresh_line: bool) -> None:
     lines = [f"kvmkit: {_plain(ending.reason)}"]
     lines += [f"  {_plain(line)}" for line in ending.detail.splitlines()]
     _tell(("" if fresh_line else "\n") + "\n".join(lines) + "\n")
+
+
+def tell_unused(vm: VM) -> None:
+    """Say which devices no driver has taken up."""
+    for path in vm.unused_disks:
+        _tell(f"kvmkit: the guest has no driver for the disk {path}\n{_NEEDS.format('BLK')}")
+    for net in vm.unused_nets:
+        _tell(f"kvmkit: the guest has no driver for the network {net}\n{_NEEDS.format('NET')}")
 
 
 def _plain(text: str) -> str:

@@ -142,6 +142,8 @@ class Net(VirtioDevice):
         self.filter = ReceiveFilter()
         self.received = self.sent = self.dropped = 0
         """Packets since the start."""
+        self.taken_up = False
+        """Whether a driver has ever taken it up."""
         self._first_mac = self.mac
         self._starved = False  # the backend waits for buffers
         self._full = False  # we wait for the backend
@@ -185,6 +187,7 @@ class Net(VirtioDevice):
 
     def activated(self, features: int) -> None:
         """Let frames come."""
+        self.taken_up = True
         self._set_features(features)
         self.backend.negotiated(features)
         self._starved = self._full = False
