@@ -12,6 +12,15 @@ from struct import Struct
 from kvmkit.frozen import Record
 from kvmkit.virtio.device import VirtioDevice
 from kvmkit.virtio.memory import QueueError
+from kvmkit.virtio.net_features import (
+    ALWAYS,
+    F_CSUM,
+    F_GUEST_ANNOUNCE,
+    F_GUEST_CSUM,
+    F_MRG_RXBUF,
+    OFFLOADS,
+    consistent,
+)
 from kvmkit.virtio.net_filter import MAC_SIZE, FilterState, ReceiveFilter
 from kvmkit.virtio.net_header import (
     HDR_DATA_VALID,
@@ -32,51 +41,6 @@ if TYPE_CHECKING:
     from kvmkit.virtio.queue import Queue
 
 __all__ = ["Net", "NetState", "mac_address"]
-
-# Feature bits, 5.1.3
-F_CSUM: Final = 0
-F_GUEST_CSUM: Final = 1
-F_MTU: Final = 3
-F_MAC: Final = 5
-F_GUEST_TSO4: Final = 7
-F_GUEST_TSO6: Final = 8
-F_GUEST_ECN: Final = 9
-F_HOST_TSO4: Final = 11
-F_HOST_TSO6: Final = 12
-F_HOST_ECN: Final = 13
-F_MRG_RXBUF: Final = 15
-F_STATUS: Final = 16
-F_CTRL_VQ: Final = 17
-F_CTRL_RX: Final = 18
-F_CTRL_RX_EXTRA: Final = 20
-F_GUEST_ANNOUNCE: Final = 21
-F_CTRL_MAC_ADDR: Final = 23
-
-OFFLOADS: Final = sum(
-    1 << bit
-    for bit in (
-        F_CSUM, F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_ECN,
-        F_HOST_TSO4, F_HOST_TSO6, F_HOST_ECN,
-    )
-)  # fmt: skip
-_ALWAYS = (
-    F_MTU, F_MAC, F_MRG_RXBUF, F_STATUS, F_CTRL_VQ, F_CTRL_RX, F_CTRL_RX_EXTRA,
-    F_GUEST_ANNOUNCE, F_CTRL_MAC_ADDR,
-)  # fmt: skip
-
-# Each of these needs another of these (5.1.3.1)
-_REQUIRES = {
-    F_GUEST_TSO4: (F_GUEST_CSUM,),
-    F_GUEST_TSO6: (F_GUEST_CSUM,),
-    F_GUEST_ECN: (F_GUEST_TSO4, F_GUEST_TSO6),
-    F_HOST_TSO4: (F_CSUM,),
-    F_HOST_TSO6: (F_CSUM,),
-    F_HOST_ECN: (F_HOST_TSO4, F_HOST_TSO6),
-    F_CTRL_RX: (F_CTRL_VQ,),
-    F_CTRL_RX_EXTRA: (F_CTRL_VQ,),
-    F_GUEST_ANNOUNCE: (F_CTRL_VQ,),
-    F_CTRL_MAC_ADDR: (F_CTRL_VQ,),
-}
 
 # Queues, 5.1.2
 RECEIVE: Final = 0
@@ -137,7 +101,7 @@ class Net(VirtioDevice):
         self.mtu = backend.mtu if mtu is None else mtu
         if not MTU_MIN <= self.mtu <= MTU_MAX:
             raise ValueError(f"an MTU is {MTU_MIN} to {MTU_MAX} bytes, not {self.mtu}")
-        self.features = sum(1 << bit for bit in _ALWAYS) | backend.features & OFFLOADS
+        self.features = sum(1 << bit for bit in ALWAYS) | backend.features & OFFLOADS
         self.link = True
         self.filter = ReceiveFilter()
         self.received = self.sent = self.dropped = 0
@@ -179,11 +143,7 @@ class Net(VirtioDevice):
 
     def accepts(self, features: int) -> bool:
         """Features that need others come with one of them."""
-        return all(
-            any(features >> other & 1 for other in others)
-            for bit, others in _REQUIRES.items()
-            if features >> bit & 1
-        )
+        return consistent(features)
 
     def activated(self, features: int) -> None:
         """Let frames come."""

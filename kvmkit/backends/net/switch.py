@@ -10,7 +10,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from collections import deque
 
-from kvmkit.virtio.net import F_CSUM, F_GUEST_CSUM
+from kvmkit.virtio.net_features import F_CSUM, F_GUEST_CSUM
 from kvmkit.virtio.net_header import HEADER_SIZE, only_checksum
 
 TYPE_CHECKING = False

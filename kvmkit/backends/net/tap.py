@@ -13,7 +13,7 @@ import select
 from struct import pack, unpack_from
 
 from kvmkit.backends.net.trouble import NetworkTrouble
-from kvmkit.virtio.net import (
+from kvmkit.virtio.net_features import (
     F_CSUM,
     F_GUEST_CSUM,
     F_GUEST_ECN,
