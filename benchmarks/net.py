@@ -75,7 +75,7 @@ def compare(kernel: Path, options: Namespace) -> str:
             path = place / "passt"
             # passt serves one guest and ends: each start brings its own
             stream = f"stream,id=n,server=off,addr.type=unix,addr.path={path}"
-            script = f'passt -q -s {path} {PASST} >/dev/null 2>&1; exec "$@"'
+            script = f'passt -1 -q -s {path} {PASST} >/dev/null 2>&1; exec "$@"'
             words["QEMU + passt"] = ["sh", "-c", script, "sh", *with_card(qemu, stream)]
             words["QEMU + slirp"] = with_card(qemu, "user,id=n")
         runs = alternate({key: Command(line, MARKS) for key, line in words.items()}, options.rounds)
