@@ -10,7 +10,6 @@ import pytest
 
 from kvmkit.images import list_images
 
-
 # A shell that starts us in the background lets us, and all we start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
